@@ -1,0 +1,1 @@
+"""An encoder into other people's hands."""

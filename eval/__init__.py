@@ -1,0 +1,1 @@
+"""A frozen encoder to numbers: features, probes, metrics with intervals. Trains no encoder."""

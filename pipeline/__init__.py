@@ -1,0 +1,1 @@
+"""The stages in order: the us-jepa command, the demo, doctor, bench. Imported by nobody."""

@@ -1,0 +1,1 @@
+"""Speed, measured: ratios between two ways of doing the same work in one run."""

@@ -1,0 +1,1 @@
+"""How shards are made and read; nothing here knows how an encoder is trained."""

@@ -1,0 +1,120 @@
+"""The sample: one frame as it lies in a tar, and the rules that keep it readable and nameless.
+
+Members of a sample are `<key>.jpg` (or `.zst`), `<key>.region.png` and `<key>.json`, so that any WebDataset reader can
+open a shard.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+
+import cv2
+import numpy as np
+
+KEY = re.compile(r"[a-z0-9_-]+")  # a dot would end the key in WebDataset readers and merge samples
+_JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Meta:
+    """Everything that is said about a frame: numbers and closed codes, no free text.
+
+    Attributes:
+        dataset: name of the shard directory's dataset.
+        clip: pseudonym of the clip.
+        frame: index in the recording.
+        percentiles: grey levels (low, high) at 2 and 98 % inside the region.
+        source_kind: `dicom`, `video` or `image`.
+        certificate: what vouches for the region: `tag`, `motion`, `public`.
+        time_ms: milliseconds since the first frame of the recording.
+        mm_per_pixel: (x, y).
+        manufacturer: family, from a closed table.
+        body_part: coded, from a closed table.
+
+    """
+
+    dataset: str
+    clip: str
+    frame: int
+    percentiles: tuple[int, int]
+    source_kind: str
+    certificate: str
+    time_ms: float | None = None
+    mm_per_pixel: tuple[float, float] | None = None
+    manufacturer: str | None = None
+    body_part: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One stored frame.
+
+    Attributes:
+        key: name in the tar, matches KEY.
+        frame: (h, w) uint8, zero outside the region.
+        region: (h, w) bool.
+        meta: what is said about it.
+
+    """
+
+    key: str
+    frame: np.ndarray
+    region: np.ndarray
+    meta: Meta
+
+
+def encode(sample: Sample) -> dict[str, bytes]:
+    """Members of a sample by file name, sorted.
+
+    Raises:
+        ValueError: the key has a character that is not in [a-z0-9_-].
+
+    """
+    if not KEY.fullmatch(sample.key):
+        raise ValueError(
+            f"key {sample.key!r}: only [a-z0-9_-] is allowed, a dot would merge samples in readers"
+        )
+    frame = sample.frame * sample.region  # after this line nothing outside the region exists
+    meta = {name: value for name, value in asdict(sample.meta).items() if value is not None}
+    return {
+        f"{sample.key}.jpg": _encoded(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]),
+        f"{sample.key}.json": json.dumps(meta, sort_keys=True, separators=(",", ":")).encode(),
+        f"{sample.key}.region.png": _encoded(
+            ".png", sample.region * np.uint8(255), [cv2.IMWRITE_PNG_BILEVEL, 1]
+        ),
+    }
+
+
+def _encoded(extension: str, pixels: np.ndarray, options: list[int]) -> bytes:
+    done, data = cv2.imencode(extension, pixels, options)
+    if not done:
+        raise RuntimeError(f"OpenCV could not encode {pixels.shape} {pixels.dtype} as {extension}")
+    return data.tobytes()
+
+
+def decode(key: str, members: dict[str, bytes]) -> Sample:
+    """Read a sample from its members by extension (`jpg`, `region.png`, `json`).
+
+    The frame is zero outside the region again: JPEG rings over the border.
+
+    Raises:
+        ValueError: a member is missing or does not decode; the message names the key and the member.
+
+    """
+    for extension in ("jpg", "region.png", "json"):
+        if extension not in members:
+            raise ValueError(f"sample {key}: no .{extension}; it has {sorted(members)}")
+    frame = _decoded(key, "jpg", members["jpg"])
+    region = _decoded(key, "region.png", members["region.png"]) > 0
+    if frame.shape != region.shape:
+        raise ValueError(f"sample {key}: frame is {frame.shape}, region {region.shape}; they must be equal")
+    meta = json.loads(members["json"])
+    pairs = {name: tuple(meta[name]) for name in ("percentiles", "mm_per_pixel") if name in meta}
+    return Sample(key, frame * region, region, Meta(**(meta | pairs)))
+
+
+def _decoded(key: str, extension: str, data: bytes) -> np.ndarray:
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
+    if pixels is None:
+        raise ValueError(f"sample {key}: .{extension} ({len(data)} bytes) does not decode")
+    return pixels

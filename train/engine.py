@@ -1,0 +1,68 @@
+"""DeepSpeed: one engine around one module, its config derived from ours so that nothing is written twice."""
+
+import os
+import socket
+from typing import Any
+
+import deepspeed
+import torch
+from torch import distributed, nn
+
+from sharding.order import micro_batches_per_step
+from train.config import PretrainConfig
+from train.schedule import learning_rate, weight_decay
+
+_NO_DECAY_DIMENSIONS = 1  # biases, norms and tokens' gains are not decayed
+
+
+def start_distributed() -> tuple[int, int]:
+    """Join the process group of deepspeed, torchrun, Slurm or nobody. Returns (rank, world)."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    if "RANK" not in os.environ:  # plain `python train/pretrain.py`
+        os.environ.update(alone | {"MASTER_PORT": str(_free_port())})
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def deepspeed_config(cfg: PretrainConfig, world: int) -> dict[str, Any]:
+    """The config that DeepSpeed reads, from ours and the number of processes."""
+    accumulation = micro_batches_per_step(cfg.optim.batch, cfg.run.micro_batch, world)
+    return {
+        "train_micro_batch_size_per_gpu": cfg.run.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": cfg.optim.clip,
+        "zero_optimization": {"stage": cfg.run.zero_stage},
+        # fp32 masters; DeepSpeed's own bf16 optimizer leaked gradients between steps until 0.19.1
+        "torch_autocast": {"enabled": cfg.optim.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": 10**9,
+    }
+
+
+def build_engine(module: nn.Module, cfg: PretrainConfig, world: int) -> Any:  # noqa: ANN401 - DeepSpeed has no types
+    """Wrap the module; AdamW with weight decay on matrices only."""
+    matrices = [p for p in module.parameters() if p.ndim > _NO_DECAY_DIMENSIONS]
+    others = [p for p in module.parameters() if p.ndim <= _NO_DECAY_DIMENSIONS]
+    groups = [{"params": matrices, "decayed": True}, {"params": others, "decayed": False, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=cfg.optim.lr, betas=cfg.optim.betas, fused=torch.cuda.is_available())
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(cfg, world))
+    return engine
+
+
+def set_schedule(engine: Any, step: int, cfg: PretrainConfig) -> None:  # noqa: ANN401
+    """Set learning rate and weight decay of an optimizer step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate(step, cfg.optim)
+        group["weight_decay"] = weight_decay(step, cfg.optim) if group["decayed"] else 0.0
+
+
+def set_still(engine: Any) -> None:  # noqa: ANN401
+    """Make the next step change no weight."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = group["weight_decay"] = 0.0

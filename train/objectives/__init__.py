@@ -1,0 +1,1 @@
+"""What a run learns to predict, one objective a file."""
