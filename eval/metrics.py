@@ -147,8 +147,7 @@ def bootstrap(
     group_of_each = _group_of_each(groups, len(labels))
     weights = group_weights(int(group_of_each.max()) + 1, num_resamples, seed)
     resampled = {
-        name: _resampled(labels, values, group_of_each, weights)
-        for name, values in probabilities_by_name.items()
+        name: _resampled(labels, values, group_of_each, weights) for name, values in probabilities_by_name.items()
     }
     left_out = int(np.isnan(next(iter(resampled.values())).auroc).sum())
     if left_out == num_resamples:
@@ -210,9 +209,7 @@ def check_class_indices(labels: np.ndarray, where: str) -> None:
         raise InputError(f"{where}: the lowest label is {labels.min()}; integers 0..C-1 are needed")
 
 
-def _auroc(
-    labels: np.ndarray, probabilities: np.ndarray, group_of_each: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
+def _auroc(labels: np.ndarray, probabilities: np.ndarray, group_of_each: np.ndarray, weights: np.ndarray) -> np.ndarray:
     num_classes = probabilities.shape[1]
     classes = [1] if num_classes == BINARY else range(num_classes)
     areas = [weighted_auroc(labels == c, probabilities[:, c], group_of_each, weights) for c in classes]

@@ -17,10 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from eval.metrics import BINARY, check_class_indices, scores
 from sharding.recording import InputError
 
-
-NEWTON_PARAMETERS = (
-    1200  # up to here a Hessian is cheap, and collinear features cost L-BFGS 100 times as long
-)
+NEWTON_PARAMETERS = 1200  # up to here a Hessian is cheap, and collinear features cost L-BFGS 100 times as long
 NOT_CONVERGED = (ConvergenceWarning, RuntimeWarning)  # the latter: LinAlgWarning of the Newton step, overflow
 
 
@@ -103,9 +100,7 @@ def fold_of_each(labels: np.ndarray, groups: np.ndarray, cfg: ProbeConfig) -> np
     return folds
 
 
-def linear_probe(
-    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, cfg: ProbeConfig
-) -> ProbeResult:
+def linear_probe(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, cfg: ProbeConfig) -> ProbeResult:
     """Predict every sample by L2 logistic regression (multinomial for C > 2) trained on the other folds.
 
     Per fold, one grouped and stratified split of the train folds chooses C by macro F1 of its smaller part,
@@ -259,9 +254,7 @@ def _groups_per_class(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 def _check_labels(labels: np.ndarray, groups: np.ndarray, cfg: ProbeConfig) -> None:
     if labels.ndim != 1 or groups.shape != labels.shape:
-        raise InputError(
-            f"probe: labels have shape {labels.shape}, groups {groups.shape}; both (n,) is needed"
-        )
+        raise InputError(f"probe: labels have shape {labels.shape}, groups {groups.shape}; both (n,) is needed")
     check_class_indices(labels, "probe")
     num_classes = len(np.unique(labels))
     if num_classes <= 1:

@@ -157,11 +157,7 @@ def run_unit(unit: Unit, out: Path, policy: Policy, key: bytes) -> None:
         except Rejected as refusal:
             outcome |= {"outcome": refusal.reason}
         lines.append(json.dumps(outcome, sort_keys=True))
-    shards = [
-        _write(out, f"{split}-{unit.number:05d}-000.tar", split, some)
-        for split, some in samples.items()
-        if some
-    ]
+    shards = [_write(out, f"{split}-{unit.number:05d}-000.tar", split, some) for split, some in samples.items() if some]
     write_atomically(_shards_path(out, unit), json.dumps([shard.model_dump() for shard in shards]).encode())
     write_atomically(_outcome_path(out, unit), ("\n".join(lines) + "\n").encode())
 
@@ -172,9 +168,7 @@ def _samples_of(recording: Recording, policy: Policy, pseudonyms: Pseudonyms) ->
     made = [
         sample
         for number, clip in enumerate(clips)
-        for sample in _samples_of_clip(
-            recording, clip, policy.dataset, pseudonyms.of(f"clip-{number}", recording.clip)
-        )
+        for sample in _samples_of_clip(recording, clip, policy.dataset, pseudonyms.of(f"clip-{number}", recording.clip))
     ]
     return ("val" if share < policy.val_share else "train"), made
 
@@ -205,9 +199,7 @@ def _samples_of_clip(recording: Recording, clip: Clip, dataset: str, pseudonym: 
 def _write(out: Path, name: str, split: str, samples: list[Sample]) -> ShardInfo:
     num_samples = write_shard(out / name, samples)
     size = (out / name).stat().st_size
-    return ShardInfo(
-        name=name, split=split, num_samples=num_samples, num_bytes=size, sha256=sha256_of(out / name)
-    )
+    return ShardInfo(name=name, split=split, num_samples=num_samples, num_bytes=size, sha256=sha256_of(out / name))
 
 
 def _merge(units: list[Unit], out: Path, policy: Policy, plan_hash: str) -> Manifest:

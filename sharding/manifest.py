@@ -65,14 +65,10 @@ def load_manifest(directory: Path) -> Manifest:
 
     """
     if not directory.is_dir():
-        raise InputError(
-            f"shards: {directory} is not a folder; make it with `make shards SRC=... OUT={directory}`"
-        )
+        raise InputError(f"shards: {directory} is not a folder; make it with `make shards SRC=... OUT={directory}`")
     path = directory / MANIFEST
     if not path.is_file():
-        raise InputError(
-            f"shards: {directory} has no {MANIFEST}, so it is not finished; run `us-jepa shards` again"
-        )
+        raise InputError(f"shards: {directory} has no {MANIFEST}, so it is not finished; run `us-jepa shards` again")
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:

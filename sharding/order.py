@@ -32,9 +32,7 @@ class Order:
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard and index inside the shard at each position, (P,) int64 each, for positions (P,) int64."""
-        ids = permute(
-            positions % self.num_samples, positions // self.num_samples, self.num_samples, self.seed
-        )
+        ids = permute(positions % self.num_samples, positions // self.num_samples, self.num_samples, self.seed)
         ends = np.cumsum(self.num_samples_per_shard)
         shards = np.searchsorted(ends, ids, side="right")
         return shards, ids - (ends - np.asarray(self.num_samples_per_shard))[shards]

@@ -47,7 +47,9 @@ def write_report(directory: Path) -> Path:
     if manifest.shards:
         caption = "Frames as stored: cropped to the region, zero outside it, intensities stretched for display."
         sections.append(Section("Accepted frames", figures=(Figure(contact_sheet(directory), caption),)))
-    vouched = "The user vouched for pixels without a certificate." if manifest.public else "Uncertified pixels were refused."
+    vouched = (
+        "The user vouched for pixels without a certificate." if manifest.public else "Uncertified pixels were refused."
+    )
     lead = f"{manifest.num_samples()} frames in {len(manifest.shards)} shards. {vouched} Data {manifest.sha256()[:16]}."
     path = directory / "report.html"
     write_atomically(path, render_page(f"Shards of {manifest.dataset}", lead, sections).encode())

@@ -71,17 +71,13 @@ def encode(sample: Sample) -> dict[str, bytes]:
 
     """
     if not KEY.fullmatch(sample.key):
-        raise ValueError(
-            f"key {sample.key!r}: only [a-z0-9_-] is allowed, a dot would merge samples in readers"
-        )
+        raise ValueError(f"key {sample.key!r}: only [a-z0-9_-] is allowed, a dot would merge samples in readers")
     frame = sample.frame * sample.region  # after this line nothing outside the region exists
     meta = {name: value for name, value in asdict(sample.meta).items() if value is not None}
     return {
         f"{sample.key}.jpg": _encoded(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]),
         f"{sample.key}.json": json.dumps(meta, sort_keys=True, separators=(",", ":")).encode(),
-        f"{sample.key}.region.png": _encoded(
-            ".png", sample.region * np.uint8(255), [cv2.IMWRITE_PNG_BILEVEL, 1]
-        ),
+        f"{sample.key}.region.png": _encoded(".png", sample.region * np.uint8(255), [cv2.IMWRITE_PNG_BILEVEL, 1]),
     }
 
 

@@ -173,5 +173,5 @@ class _WithPosition(Dataset[tuple[torch.Tensor, int]]):
         return self._dataset[position], position
 
 
-def _one_thread(worker: int) -> None:  # noqa: ARG001 - torch passes it
+def _one_thread(worker: int) -> None:
     cv2.setNumThreads(1)

@@ -46,9 +46,7 @@ def _check_samples(path: Path, shard: ShardInfo) -> int:
             key, _, extension = member.name.partition(".")
             file = tar.extractfile(member)
             if not KEY.fullmatch(key) or file is None:
-                raise InputError(
-                    f"{path}: member {member.name!r} is not <key>.<extension> with a key of [a-z0-9_-]"
-                )
+                raise InputError(f"{path}: member {member.name!r} is not <key>.<extension> with a key of [a-z0-9_-]")
             samples.setdefault(key, {})[extension] = file.read()
     for key, members in samples.items():
         try:

@@ -55,6 +55,7 @@ def save_checkpoint(engine: Any, step: int, extra: dict[str, torch.Tensor], run_
         FloatingPointError: a weight is not finite; the last good checkpoint stays.
 
     """
+    _link_moments(engine)
     tensors = dict(extra)
     for name, param in engine.module.named_parameters():  # collective: all ranks gather, rank 0 writes
         tensors[f"weights.{name}"] = _full_weight(param)
@@ -82,6 +83,7 @@ def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 def restore_moments(engine: Any, checkpoint: Checkpoint) -> None:  # noqa: ANN401
     """Set the optimizer's moments and step; its state must exist, so run one still step before."""
+    _link_moments(engine)
     for moment in _MOMENTS:
         values = checkpoint.part(moment)
         for name, param in engine.module.named_parameters():
@@ -93,6 +95,17 @@ def restore_moments(engine: Any, checkpoint: Checkpoint) -> None:  # noqa: ANN40
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
     for state in inner.state.values():
         state["step"].fill_(checkpoint.step)
+
+
+def _link_moments(engine: Any) -> None:  # noqa: ANN401
+    """Tie parameters to their optimizer state under ZeRO 1 and 2.
+
+    DeepSpeed 0.19.8 does so once, after the step of the first parameter group, when the other groups have no state
+    yet; their moments could then be neither read nor set.
+    """
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _is_sharded(param: torch.nn.Parameter) -> bool:

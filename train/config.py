@@ -212,6 +212,8 @@ def _suggestion(location: tuple[int | str, ...]) -> str:
     section: Any = PretrainConfig
     for name in location[:-1]:
         annotation = section.model_fields[name].annotation
-        section = next(kind for kind in (annotation, *getattr(annotation, "__args__", ())) if hasattr(kind, "model_fields"))
+        section = next(
+            kind for kind in (annotation, *getattr(annotation, "__args__", ())) if hasattr(kind, "model_fields")
+        )
     near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
     return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(section.model_fields)}"

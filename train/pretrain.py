@@ -9,9 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,73 +19,18 @@ from sharding.manifest import load_manifest
 from sharding.order import micro_batches_per_step
 from sharding.recording import InputError
 from sharding.stream import Batch, PositionDataset, StreamConfig, micro_batches
-from train.augment import crop_and_flip
-from train.checkpoint import Checkpoint, latest_checkpoint, restore_moments, save_checkpoint
+from train.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from train.config import PretrainConfig, flat_config, load_config, results_differ, save_config
-from train.engine import build_engine, set_schedule, set_still, start_distributed
-from train.masks import Masks, check_masks, draw_masks, valid_patches
+from train.engine import build_engine, set_schedule, start_distributed
+from train.masks import check_masks
 from train.model import LatentPredictor
 from train.objectives.pixel import PixelTargets
 from train.objectives.salt import SaltTargets, salt_targets
 from train.schedule import due
+from train.step import Job, Targets, View, measure_targets, resume, run_step, view_of
 from train.teacher import load_teacher
 from train.tracking import Tracker, git_commit, tracking_uri
-from train.vit import load_strictly, save_encoder
-
-Targets = SaltTargets | PixelTargets
-
-
-@dataclass(frozen=True)
-class View:
-    """One micro batch on the device, as the step sees it: images (B, 1, S, S) in 0..1, valid (B, N) bool, masks."""
-
-    images: torch.Tensor
-    valid: torch.Tensor
-    masks: Masks
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that a rank needs for its steps."""
-
-    cfg: PretrainConfig
-    engine: Any
-    targets: Targets
-    dataset: PositionDataset
-    rank: int
-    world: int
-    tracker: Tracker | None
-
-
-def view_of(batch: Batch, cfg: PretrainConfig, patch: int, device: torch.device) -> View:
-    """Move, crop and flip, and draw masks; all of it a function of the sample positions."""
-    positions = batch.positions.to(device, non_blocking=True)
-    frames, regions = (part.to(device, non_blocking=True) for part in (batch.frames, batch.regions))
-    images, inside = crop_and_flip(frames, regions, positions, cfg.augment, cfg.student.image_size, cfg.data.seed)
-    valid = valid_patches(inside, patch, cfg.masks)
-    return View(images, valid, draw_masks(valid, positions, cfg.masks, cfg.data.seed))
-
-
-def run_step(job: Job, views: list[View]) -> tuple[torch.Tensor, torch.Tensor]:
-    """One optimizer step: loss and baseline as this rank's share of the global mean, still on the device."""
-    scale = 1 / total_weight(views).clamp(min=1)
-    # DeepSpeed averages over ranks and micro batches; ours is a mean over all real targets of the step
-    undo_averaging = job.world * len(views)
-    totals = torch.zeros(2, device=job.engine.device)
-    for view in views:
-        wanted = job.targets(view.images)
-        loss, baseline = job.engine(view.images, view.masks, wanted, scale)
-        job.engine.backward(loss * undo_averaging)
-        job.engine.step()  # updates the weights on the last micro batch only
-        totals += torch.stack([loss.detach(), baseline])
-    return totals[0], totals[1]
-
-
-def total_weight(views: list[View]) -> torch.Tensor:
-    """Real target tokens of the step over all ranks, () float32."""
-    total = torch.stack([view.masks.target_weight.sum() for view in views]).sum()
-    distributed.all_reduce(total)
-    return total
+from train.vit import load_strictly, new_student, save_encoder
 
 
 def train(job: Job, stream: Iterator[Batch], start: int) -> None:
@@ -165,31 +108,6 @@ def make_targets(cfg: PretrainConfig, grid: int, patch: int, device: torch.devic
     return salt_targets(teacher, cfg.target, device), digest
 
 
-def measure_targets(job: Job, patch: int) -> None:
-    """Measure the normalisation on the first global batches: every rank computes the same from the same samples."""
-    cfg = job.cfg
-    stream = StreamConfig(
-        batch=cfg.optim.batch, micro_batch=cfg.optim.batch, canvas=cfg.data.canvas, seed=cfg.data.seed,
-        rank=0, world=1, num_workers=0,
-    )  # fmt: skip
-    batches = micro_batches(job.dataset, stream, start=0)
-    views = (view_of(next(batches), cfg, patch, job.engine.device) for _ in range(cfg.target.measure_batches))
-    job.targets.measure((view.images, view.valid) for view in views)
-
-
-def resume(job: Job, checkpoint: Checkpoint, stream: Iterator[Batch]) -> None:
-    """Bring back moments and target normalisation; the weights were loaded before the engine was built."""
-    if isinstance(job.targets, SaltTargets):
-        device = job.engine.device
-        job.targets.shift = checkpoint.tensors["target.shift"].to(device)
-        job.targets.scale = checkpoint.tensors["target.scale"].to(device)
-    set_still(job.engine)  # AdamW makes its state on its first step: take one that changes nothing
-    patch = job.engine.module.student.patch
-    num = micro_batches_per_step(job.cfg.optim.batch, job.cfg.run.micro_batch, job.world)
-    run_step(job, [view_of(next(stream), job.cfg, patch, job.engine.device) for _ in range(num)])
-    restore_moments(job.engine, checkpoint)
-
-
 def open_run(cfg: PretrainConfig, checkpoint: Checkpoint | None) -> None:
     """Make the run directory, or check that the one that is there belongs to this config.
 
@@ -239,7 +157,7 @@ def build(cfg: PretrainConfig, checkpoint: Checkpoint | None, rank: int, world: 
     """Build data, targets, module and engine; also returns the facts that go with the exported encoder."""
     dataset = PositionDataset(list(cfg.data.shards), cfg.data.canvas, cfg.data.seed)
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
-    probe = LatentPredictor(cfg, latent_width=1).student
+    probe = new_student(cfg.student.arch, cfg.student.image_size)
     check_masks(cfg.masks, probe.grid)
     targets, teacher_hash = make_targets(cfg, probe.grid, probe.patch, device)
     torch.manual_seed(cfg.data.seed)
@@ -277,10 +195,20 @@ def run(job: Job, checkpoint: Checkpoint | None, start: int, facts: dict[str, st
             resume(job, checkpoint, micro_batches(job.dataset, stream_cfg, start))
         train(job, micro_batches(job.dataset, stream_cfg, start), start)
     if job.tracker is not None:
-        save_encoder(job.engine.module.student, cfg.run.dir / "encoder", facts | {"steps": str(cfg.optim.steps)})
+        export(cfg, facts)
         job.tracker.artifact(cfg.run.dir / "encoder", "encoder")
         job.tracker.artifact(cfg.run.dir / "config.yaml")
         print(f"encoder: {cfg.run.dir / 'encoder'}\nnext: us-jepa probe {cfg.run.dir} --data FOLDER_WITH_LABELS_CSV")
+
+
+def export(cfg: PretrainConfig, facts: dict[str, str]) -> None:
+    """Write the student of the last checkpoint as a self-describing folder `encoder/` of the run directory."""
+    last = latest_checkpoint(cfg.run.dir)
+    if last is None:
+        raise RuntimeError(f"run {cfg.run.dir}: no checkpoint after training")
+    student = new_student(cfg.student.arch, cfg.student.image_size)
+    load_strictly(student, last.part("weights.student"), f"checkpoint of step {last.step}")
+    save_encoder(student, cfg.run.dir / "encoder", facts | {"steps": str(last.step)})
 
 
 def parse(argv: list[str]) -> PretrainConfig:

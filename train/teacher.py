@@ -3,7 +3,6 @@
 import hashlib
 from pathlib import Path
 
-
 from sharding.recording import InputError
 from train.config import TeacherConfig
 from train.vit import Encoder, load_encoder, load_timm_encoder

@@ -17,12 +17,12 @@ from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default blocks four minutes on a dead server
-import mlflow  # noqa: E402
-from mlflow.entities import Metric, Run  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.tracking import MlflowClient  # noqa: E402
+import mlflow
+from mlflow.entities import Metric, Run
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
-from sharding.recording import InputError  # noqa: E402
+from sharding.recording import InputError
 
 _RETRY_SECONDS = 5.0
 _CLOSE_SECONDS = 30.0
@@ -174,3 +174,14 @@ class Tracker:
             _log.warning("MLflow does not answer (%s); metrics wait in the journal", type(error).__name__)
             return False
         return True
+
+
+def log_artifacts(run_dir: Path, artifacts: dict[str, Path]) -> None:
+    """Store files and folders with a finished run; the keys are their names there."""
+    record = json.loads((run_dir / "run.json").read_text())
+    client = open_client(record["tracking_uri"])
+    for name, path in artifacts.items():
+        if path.is_dir():
+            client.log_artifacts(record["mlflow_run_id"], str(path), name)
+        else:
+            client.log_artifact(record["mlflow_run_id"], str(path))

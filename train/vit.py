@@ -4,7 +4,6 @@ Dimensions: B images, S pixels a side, N patches, K patches that are shown, T ta
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,6 @@ from timm.layers import build_sincos2d_pos_embed  # noqa: E402
 from timm.models import save_for_hf  # noqa: E402
 from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
 
-Progress = Callable[[int], None]
-
 
 class Encoder(nn.Module):
     """A timm model that maps grey images to patch tokens.
@@ -51,11 +48,13 @@ class Encoder(nn.Module):
         self.arch, self.model_args = arch, model_args
         self.mean, self.std = mean, std
         try:
-            self.vit = timm.create_model(arch, num_classes=0, **model_args)
+            self.vit: Any = timm.create_model(arch, num_classes=0, **model_args)  # timm's attributes have no types
         except (RuntimeError, TypeError, AssertionError) as error:
             raise InputError(f"encoder {arch} with {model_args}: timm cannot build it: {error}") from error
         if not isinstance(self.vit, VisionTransformer):
-            raise InputError(f"encoder {arch}: is a {type(self.vit).__name__}; a plain timm VisionTransformer is needed")
+            raise InputError(
+                f"encoder {arch}: is a {type(self.vit).__name__}; a plain timm VisionTransformer is needed"
+            )
 
     @property
     def patch(self) -> int:
@@ -97,7 +96,7 @@ class Encoder(nn.Module):
         if ids is not None:
             shown = tokens[:, num_prefix:].gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
             tokens = torch.cat([tokens[:, :num_prefix], shown], dim=1)
-        tokens = self.vit.norm_pre(self.vit.patch_drop(tokens)) if ids is None else self.vit.norm_pre(tokens)
+        tokens = self.vit.norm_pre(tokens)
         for block in self.vit.blocks:
             tokens = block(tokens)
         normed: torch.Tensor = self.vit.norm(tokens)[:, num_prefix:]
@@ -163,7 +162,7 @@ class Predictor(nn.Module):
         return predicted.view(num_images, num_targets, num_tokens, -1)
 
     def _positions(self, ids: torch.Tensor) -> torch.Tensor:
-        code: torch.Tensor = self.positions  # type: ignore[assignment]
+        code = self.get_buffer("positions")
         return code.expand(len(ids), -1, -1).gather(1, ids[..., None].expand(-1, -1, code.shape[-1]))
 
 
@@ -176,7 +175,7 @@ def save_encoder(encoder: Encoder, directory: Path, facts: dict[str, Any]) -> No
         facts: where the weights come from; stored in config.json under `us_jepa`.
 
     """
-    save_for_hf(encoder.vit, directory, model_config={"model_args": encoder.model_args}, safe_serialization=True)
+    save_for_hf(encoder.vit, str(directory), model_config={"model_args": encoder.model_args}, safe_serialization=True)
     path = directory / "config.json"
     config = json.loads(path.read_text())
     channels = encoder.vit.patch_embed.proj.in_channels
@@ -210,7 +209,8 @@ def load_encoder(directory: Path) -> Encoder:
         raise InputError(f"encoder {directory}: no config.json in it; give a folder that a run wrote as `encoder/`")
     config = json.loads(path.read_text())
     described = config["pretrained_cfg"]
-    encoder = Encoder(config["architecture"], config["model_args"], described["mean"][0], described["std"][0])
+    model_args = {key: value for key, value in config["model_args"].items() if key != "num_classes"}
+    encoder = Encoder(config["architecture"], model_args, described["mean"][0], described["std"][0])
     load_strictly(encoder.vit, load_file(directory / "model.safetensors"), str(directory))
     return encoder
 
@@ -249,7 +249,7 @@ def load_timm_encoder(name: str, grid: int, weights: Path | None) -> Encoder:
         raise InputError(
             f"teacher.source {name}: neither a folder (run directory or its encoder/) nor a timm model name"
         )
-    described = timm.get_pretrained_cfg(name)
+    described: Any = timm.get_pretrained_cfg(name)
     mean, std = (sum(values) / len(values) for values in (described.mean, described.std))  # grey, repeated
     try:
         encoder = Encoder(name, {"pretrained": weights is None}, mean, std)

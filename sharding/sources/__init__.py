@@ -30,11 +30,7 @@ def kind_of(path: Path) -> str:
         return "dicom"
     if head.startswith(_IMAGE_MAGIC):
         return "image"
-    if (
-        head.startswith(_VIDEO_MAGIC)
-        or head[4:8] in {b"ftyp", b"moov", b"mdat", b"wide"}
-        or head[8:12] == b"AVI "
-    ):
+    if head.startswith(_VIDEO_MAGIC) or head[4:8] in {b"ftyp", b"moov", b"mdat", b"wide"} or head[8:12] == b"AVI ":
         return "video"
     raise Rejected(Reason.NOT_READABLE_KIND)
 

@@ -111,9 +111,7 @@ def _to_eight_bits(pixels: np.ndarray, dataset: FileDataset) -> np.ndarray:
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         # A 16-bit palette may hold 8-bit values; its descriptor does not tell, its largest value does.
         return (pixels >> 8 if pixels.max() > 255 else pixels).astype(np.uint8)
-    return (
-        (pixels.astype(np.float32) * (255 / (2 ** int(dataset.BitsStored) - 1))).clip(0, 255).astype(np.uint8)
-    )
+    return (pixels.astype(np.float32) * (255 / (2 ** int(dataset.BitsStored) - 1))).clip(0, 255).astype(np.uint8)
 
 
 def _box(region: Dataset) -> Box:

@@ -171,9 +171,7 @@ def _sector(spec: SyntheticSpec, rng: np.random.Generator) -> _Sector:
     return _Sector(depth, beam, region, inner, half, spec.geometry == "linear")
 
 
-def _tissue_frames(
-    spec: SyntheticSpec, look: _Look, sector: _Sector, rng: np.random.Generator
-) -> Iterator[np.ndarray]:
+def _tissue_frames(spec: SyntheticSpec, look: _Look, sector: _Sector, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Yield grey (H, W) uint8 frames of a moving sector, black outside it."""
     shape = (round(0.86 * spec.height) + 2 * _PAD, spec.width // 2 + 2 * _PAD)
     reflectivity = _reflectivity(look, shape, rng)

@@ -36,7 +36,7 @@ class SaltTargets:
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 1, S, S) in 0..1 to targets (B, N, D) float32."""
-        latents = self.teacher(images).float()
+        latents: torch.Tensor = self.teacher(images).float()
         if self.cfg.normalisation == "layernorm":
             return functional.layer_norm(latents, latents.shape[-1:])
         if self.cfg.normalisation == "channel":

@@ -1,0 +1,54 @@
+# make demo | make test: each sets up .venv first and does nothing when nothing changed
+PYTHON ?= python3
+BIN := .venv/bin
+RUN ?= build/demo/student
+DATA ?= build/demo/labelled
+CONFIG ?= train/configs/demo.yaml
+NUM_GPUS ?= 1
+SHARDS ?= build/demo/shards
+export MLFLOW_DISABLE_TELEMETRY = true
+
+.PHONY: help setup demo test lint format type shards pretrain probe ui bench
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+.venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -e ".[test]"
+	touch $@
+
+.venv/.dev: .venv/.ready
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+setup: .venv/.ready  ## virtual environment with everything
+
+demo: setup  ## the whole line on generated and real recordings, in minutes
+	$(BIN)/us-jepa demo
+
+test: setup  ## all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: .venv/.dev  ## format and rules, checked
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+format: .venv/.dev  ## format and mend
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+type: .venv/.dev  ## mypy --strict
+	$(BIN)/mypy
+
+shards: setup  ## SRC=folder OUT=folder [ARGS="--public ..."]
+	$(BIN)/us-jepa shards $(SRC) $(OUT) $(ARGS)
+
+pretrain: setup  ## CONFIG=file NUM_GPUS=n [ARGS="optim.lr=3e-4 ..."]
+	$(BIN)/us-jepa pretrain --num-gpus $(NUM_GPUS) --config $(CONFIG) $(ARGS)
+
+probe: setup  ## RUN=run directory DATA=labelled folder
+	$(BIN)/us-jepa probe $(RUN) --data $(DATA)
+
+ui: setup  ## MLflow on build/mlflow.db
+	$(BIN)/python -m pipeline.ui
+
+bench: setup  ## SHARDS=directory; ratios, measured in one run
+	$(BIN)/python -m pipeline.bench.stream $(SHARDS)
