@@ -60,7 +60,8 @@ class ProbeTable:
         low, high = difference.interval.low, difference.interval.high
         word = "is not told apart from" if low <= 0 <= high else "beats" if low > 0 else "loses to"
         return (
-            f"The student {word} its teacher: macro F1 {difference.observed:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, "
+            f"The student {word} its teacher: macro F1 {difference.observed:+.3f}, 95 % interval "
+            f"{low:+.3f} to {high:+.3f}, "
             f"{len(np.unique(self.dataset.groups))} patients, {len(self.dataset.labels)} frames."
         )
 

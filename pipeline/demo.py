@@ -52,7 +52,7 @@ def run_demo(out: Path) -> None:
 
 
 def write_sources(source: Path, labelled: Path) -> None:
-    """Write what is sharded (real DICOM of the pydicom wheel, generated recordings) and, of other patients, what is probed."""
+    """Write what is sharded (real DICOM of the pydicom wheel, generated) and, of other patients, what is probed."""
     if (labelled / "labels.csv").exists():
         return
     print("generate recordings")

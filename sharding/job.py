@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 
 from sharding.deidentify import Pseudonyms
-from sharding.manifest import MANIFEST, Manifest, ShardInfo, sha256_of
+from sharding.manifest import MANIFEST, Manifest, ShardInfo, Split, sha256_of
 from sharding.preprocess import Clip, cut_clips
 from sharding.recording import InputError, Reason, Recording, Rejected
 from sharding.sample import KEY, Meta, Sample
@@ -141,15 +141,13 @@ def run_unit(unit: Unit, out: Path, policy: Policy, key: bytes) -> None:
     """Decode, cut and write one unit: its tars, then its outcomes, one line per source."""
     cv2.setNumThreads(1)  # the job is parallel over units
     pseudonyms = Pseudonyms(key)
-    samples: dict[str, list[Sample]] = {"train": [], "val": []}
+    samples: dict[Split, list[Sample]] = {"train": [], "val": []}
     lines = []
     seen: set[str] = set()  # a patient's copies meet here: one patient is in one unit
     for path, name in unit.sources:
         outcome: dict[str, str | int] = {"source": pseudonyms.of("source", name)}
         try:
-            recording = read(path, name)
-            if recording.clip in seen:
-                raise Rejected(Reason.DUPLICATE)
+            recording = _read_once(path, name, seen)
             split, made = _samples_of(recording, policy, pseudonyms)
             samples[split] += made
             seen.add(recording.clip)
@@ -162,7 +160,14 @@ def run_unit(unit: Unit, out: Path, policy: Policy, key: bytes) -> None:
     write_atomically(_outcome_path(out, unit), ("\n".join(lines) + "\n").encode())
 
 
-def _samples_of(recording: Recording, policy: Policy, pseudonyms: Pseudonyms) -> tuple[str, list[Sample]]:
+def _read_once(path: Path, name: str, seen: set[str]) -> Recording:
+    recording = read(path, name)
+    if recording.clip in seen:
+        raise Rejected(Reason.DUPLICATE)
+    return recording
+
+
+def _samples_of(recording: Recording, policy: Policy, pseudonyms: Pseudonyms) -> tuple[Split, list[Sample]]:
     share = pseudonyms.number("split", recording.patient) / 2**64
     clips = cut_clips(recording, policy.max_frames, policy.public)
     made = [
@@ -196,7 +201,7 @@ def _samples_of_clip(recording: Recording, clip: Clip, dataset: str, pseudonym: 
         )
 
 
-def _write(out: Path, name: str, split: str, samples: list[Sample]) -> ShardInfo:
+def _write(out: Path, name: str, split: Split, samples: list[Sample]) -> ShardInfo:
     num_samples = write_shard(out / name, samples)
     size = (out / name).stat().st_size
     return ShardInfo(name=name, split=split, num_samples=num_samples, num_bytes=size, sha256=sha256_of(out / name))

@@ -10,6 +10,7 @@ from sharding.recording import InputError
 from sharding.writer import write_atomically
 
 MANIFEST = "manifest.json"
+Split = Literal["train", "val"]
 
 
 class ShardInfo(BaseModel):
@@ -17,7 +18,7 @@ class ShardInfo(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
-    split: Literal["train", "val"]
+    split: Split
     num_samples: int
     num_bytes: int
     sha256: str

@@ -69,7 +69,8 @@ def _feistel(values: np.ndarray, keys: np.ndarray, half: np.uint64) -> np.ndarra
     left, right = values >> half, values & low_bits
     for round_number in range(_ROUNDS):
         left, right = right, left ^ (_mix(right + keys + _uint64(round_number * _MIX)) & low_bits)
-    return (left << half) | right
+    joined: np.ndarray = (left << half) | right
+    return joined
 
 
 def _uint64(number: int) -> np.uint64:
@@ -80,7 +81,8 @@ def _mix(values: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser (Steele et al. 2014), on uint64 arrays; overflow wraps by design."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    return mixed
 
 
 def slice_of_rank(step: int, batch: int, micro_batch: int, rank: int, world: int) -> np.ndarray:
@@ -100,7 +102,8 @@ def slice_of_rank(step: int, batch: int, micro_batch: int, rank: int, world: int
     num_micro_batches = micro_batches_per_step(batch, micro_batch, world)
     slots = np.full(num_micro_batches * world * micro_batch, -1, dtype=np.int64)
     slots[:batch] = np.arange(step * batch, (step + 1) * batch)
-    return slots.reshape(world, num_micro_batches, micro_batch)[rank]
+    of_rank: np.ndarray = slots.reshape(world, num_micro_batches, micro_batch)[rank]
+    return of_rank
 
 
 def micro_batches_per_step(batch: int, micro_batch: int, world: int) -> int:

@@ -18,6 +18,8 @@ _MIN_MOTION = 2.5  # grey levels of standard deviation over time
 _MIN_AREA, _MAX_AREA = 0.05, 0.98  # share of the frame
 _MIN_SOLIDITY = 0.75  # area over area of the convex hull; a sector is convex but for its curved top
 _MOTION_FRAMES = 16
+_LIT_SHARE = 0.3  # of the frames in which a pixel of the sector is lit
+_SOLID_DENSITY = 0.6  # share of lit pixels around one of tissue; text stays below
 _MIN_CINE_FRAMES = 8
 
 
@@ -90,7 +92,7 @@ def _box_mask(shape: tuple[int, int], box: Box) -> np.ndarray:
 
 def _moving_sector(frames: np.ndarray) -> np.ndarray | None:
     chosen = frames[np.linspace(0, len(frames) - 1, _MOTION_FRAMES).round().astype(int)].astype(np.float32)
-    bright = (chosen > _DARK).mean(axis=0) > 0.3
+    bright = (chosen > _DARK).mean(axis=0) > _LIT_SHARE
     return _solid_sector(bright & (chosen.std(axis=0) > _MIN_MOTION))
 
 
@@ -103,12 +105,12 @@ def _solid_sector(lit: np.ndarray) -> np.ndarray | None:
     height, width = lit.shape
     reach = max(3, round(min(height, width) / 40)) | 1
     density = cv2.blur(lit.astype(np.float32), (reach, reach))
-    solid = (density > 0.6).astype(np.uint8)
+    solid = (density > _SOLID_DENSITY).astype(np.uint8)
     brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
     opened = cv2.morphologyEx(solid, cv2.MORPH_OPEN, brush)
     joined = cv2.morphologyEx(opened, cv2.MORPH_CLOSE, brush)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(joined)
-    if count < 2:
+    if count == 1:  # background alone
         return None
     largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
     area = int(stats[largest, cv2.CC_STAT_AREA])

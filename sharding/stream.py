@@ -155,7 +155,7 @@ def micro_batches(dataset: PositionDataset, cfg: StreamConfig, start: int) -> It
     sampler = _MicroBatches(cfg, start)
     loader = DataLoader(
         _WithPosition(dataset),
-        batch_sampler=sampler,  # type: ignore[arg-type] # torch wants a Sampler, any iterable of lists works
+        batch_sampler=sampler,
         num_workers=cfg.num_workers,
         worker_init_fn=_one_thread,
         pin_memory=torch.cuda.is_available(),

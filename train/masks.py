@@ -111,7 +111,8 @@ def _blocks(
     count = tries.sum(dim=-1)
     preference = torch.arange(cfg.tries, 0, -1, device=valid.device) + valid.shape[1]
     chosen = torch.where(count >= cfg.min_patches, preference, count).argmax(dim=-1)
-    return tries.gather(2, chosen[..., None, None].expand(-1, -1, 1, tries.shape[-1])).squeeze(2)
+    blocks: torch.Tensor = tries.gather(2, chosen[..., None, None].expand(-1, -1, 1, tries.shape[-1])).squeeze(2)
+    return blocks
 
 
 def _sides(area: torch.Tensor, aspect: torch.Tensor, grid: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from sharding.stream import ShardReader
 def main(directory: Path) -> None:
     """Print decoded samples per CPU second of both, and their ratio."""
     paths = [directory / shard.name for shard in load_manifest(directory).shards]
-    ours = _rate(lambda: sum(1 for reader in map(ShardReader, paths) for i in _shuffled(reader) if reader[i]))
+    ours = _rate(lambda: sum(1 for reader in map(ShardReader, paths) for i in _shuffled(reader) if reader[i].key))
     urls = [str(path) for path in paths]
     stock = webdataset.WebDataset(urls, shardshuffle=False).decode("l8")
     theirs = _rate(lambda: sum(1 for _ in stock))

@@ -23,6 +23,9 @@ _ACCEPTED_SOPS = {
     "1.2.840.10008.5.1.4.1.1.6",  # retired Ultrasound Image, still in old archives
     "1.2.840.10008.5.1.4.1.1.3",  # retired Ultrasound Multi-frame Image
 }
+_RGB = 3  # samples per pixel
+_MAX_GREY = 255
+_MM_RANGE = (0.01, 10.0)  # plausible size of a pixel
 _TWO_D, _TISSUE, _COLOUR_FLOW, _CENTIMETRE = 1, 1, 2, 3
 
 
@@ -96,7 +99,7 @@ def _grey_frames(dataset: FileDataset) -> np.ndarray:
             raise Rejected(Reason.UNDECODABLE) from error
     if pixels.size == 0:
         raise Rejected(Reason.EMPTY)
-    is_colour = pixels.shape[-1] == 3
+    is_colour = pixels.shape[-1] == _RGB
     if pixels.ndim == 2 + is_colour:
         pixels = pixels[None]
     pixels = _to_eight_bits(pixels, dataset)
@@ -110,7 +113,7 @@ def _to_eight_bits(pixels: np.ndarray, dataset: FileDataset) -> np.ndarray:
         return pixels
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         # A 16-bit palette may hold 8-bit values; its descriptor does not tell, its largest value does.
-        return (pixels >> 8 if pixels.max() > 255 else pixels).astype(np.uint8)
+        return (pixels >> 8 if pixels.max() > _MAX_GREY else pixels).astype(np.uint8)
     return (pixels.astype(np.float32) * (255 / (2 ** int(dataset.BitsStored) - 1))).clip(0, 255).astype(np.uint8)
 
 
@@ -145,7 +148,8 @@ def _mm_per_pixel(region: Dataset) -> tuple[float, float] | None:
     if {region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection")} != {_CENTIMETRE}:
         return None
     x, y = (abs(float(region.get(f"PhysicalDelta{axis}", 0))) * 10 for axis in "XY")
-    plausible = 0.01 <= x <= 10 and 0.01 <= y <= 10
+    low, high = _MM_RANGE
+    plausible = low <= x <= high and low <= y <= high
     return (x, y) if plausible else None
 
 

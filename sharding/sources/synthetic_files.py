@@ -54,7 +54,7 @@ def _jpeg(frame: np.ndarray) -> bytes:
     return data
 
 
-def _header(recording: SyntheticRecording, spec: SyntheticSpec, syntax: str) -> FileDataset:
+def _header(recording: SyntheticRecording, spec: SyntheticSpec, syntax: uid.UID) -> FileDataset:
     num_frames, height, width = recording.frames.shape[:3]
     multi = num_frames > 1
     meta = FileMetaDataset()
