@@ -57,8 +57,8 @@ def check_masks(cfg: MaskConfig, grid: int) -> None:
     room = grid * grid - cfg.num_targets * largest
     if cfg.context_tokens > room:
         raise InputError(
-            f"masks.context_tokens is {cfg.context_tokens}: on a {grid} x {grid} grid {cfg.num_targets} targets of up to "
-            f"{largest} patches leave {room}; lower it, target_scale or num_targets"
+            f"masks.context_tokens is {cfg.context_tokens}: on a {grid} x {grid} grid {cfg.num_targets} targets of "
+            f"up to {largest} patches leave {room}; lower it, target_scale or num_targets"
         )
     if cfg.target_tokens > largest:
         raise InputError(

@@ -114,7 +114,9 @@ def _to_eight_bits(pixels: np.ndarray, dataset: FileDataset) -> np.ndarray:
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         # A 16-bit palette may hold 8-bit values; its descriptor does not tell, its largest value does.
         return (pixels >> 8 if pixels.max() > _MAX_GREY else pixels).astype(np.uint8)
-    return (pixels.astype(np.float32) * (255 / (2 ** int(dataset.BitsStored) - 1))).clip(0, 255).astype(np.uint8)
+    scale = _MAX_GREY / (2 ** int(dataset.BitsStored) - 1)
+    scaled: np.ndarray = (pixels.astype(np.float32) * scale).clip(0, _MAX_GREY).astype(np.uint8)
+    return scaled
 
 
 def _box(region: Dataset) -> Box:

@@ -29,6 +29,9 @@ _FLOOR = 6  # dimmest grey level inside the sector
 _TINT = np.array([255, 214, 120])  # colour screens draw their text in yellow
 
 
+_SPARSE, _LAYERED = 1, 2  # tissues
+
+
 @dataclass(frozen=True)
 class SyntheticSpec:
     """Everything that decides a recording; equal specs give equal pixels.
@@ -142,8 +145,10 @@ def _patient_look(spec: SyntheticSpec) -> _Look:
         levels_per_db=rng.uniform(3.4, 4.6),
         attenuation_db=rng.uniform(8, 20),
         lateral_blur=rng.uniform(1.2, 2.0),
-        density=math.exp(rng.uniform(math.log(0.02), math.log(0.12))) if spec.tissue == 1 else rng.uniform(0.3, 1),
-        layering=rng.uniform(0.35, 0.9) if spec.tissue == 2 else rng.uniform(0, 0.25),
+        density=math.exp(rng.uniform(math.log(0.02), math.log(0.12)))
+        if spec.tissue == _SPARSE
+        else rng.uniform(0.3, 1),
+        layering=rng.uniform(0.35, 0.9) if spec.tissue == _LAYERED else rng.uniform(0, 0.25),
         cyst_size=rng.uniform(0.07, 0.16),
     )
 
@@ -199,7 +204,8 @@ def _reflectivity(look: _Look, shape: tuple[int, int], rng: np.random.Generator)
     amplitude = np.where(strong, 1 / math.sqrt(look.density), 0.3).astype(np.float32)
     layers = cv2.GaussianBlur(rng.standard_normal(shape, dtype=np.float32), (0, 0), sigmaX=14, sigmaY=1.6)
     layers = np.asarray(layers) / layers.std()
-    return (amplitude * np.exp(look.layering * layers))[..., None]
+    reflectivity: np.ndarray = (amplitude * np.exp(look.layering * layers))[..., None]
+    return reflectivity
 
 
 def _decibel(echo: np.ndarray, look: _Look) -> np.ndarray:
@@ -222,7 +228,9 @@ def _cysts(
     depth = np.linspace(0, 1, shape[0], dtype=np.float32)[:, None]
     beam = np.linspace(-1, 1, shape[1], dtype=np.float32)[None, :]
     x, y = _position(depth, beam, sector)
-    x0, y0 = _position(np.float32(rng.uniform(0.3, 0.7)), np.float32(rng.uniform(-0.5, 0.5)), sector)
+    x0, y0 = _position(
+        np.array(rng.uniform(0.3, 0.7), np.float32), np.array(rng.uniform(-0.5, 0.5), np.float32), sector
+    )
     aspect, phase, fall_db = rng.uniform(0.6, 1), rng.uniform(0, 2 * np.pi), rng.uniform(12, 20)
     attenuation = 10 ** (-look.attenuation_db * depth / 20)
     for t in range(spec.num_frames):

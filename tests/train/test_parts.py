@@ -1,0 +1,250 @@
+"""Config, draws, masks, augmentation, model, teacher, schedules."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sharding.recording import InputError
+from tests.conftest import ROOT
+from train.augment import crop_and_flip
+from train.config import AugmentConfig, MaskConfig, OptimConfig, TargetConfig, TeacherConfig, load_config, save_config
+from train.draws import uniforms
+from train.engine import deepspeed_config
+from train.masks import check_masks, draw_masks, valid_patches
+from train.model import LatentPredictor
+from train.objectives.pixel import PixelTargets
+from train.objectives.salt import salt_targets
+from train.schedule import due, learning_rate, weight_decay
+from train.teacher import load_teacher, weights_hash
+from train.vit import load_encoder, load_strictly, new_student, save_encoder
+
+ARCH = "vit_tiny_patch16_224"
+MASKS = MaskConfig(context_tokens=40, target_tokens=14, min_patches=8)
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "train" / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configs_load_and_survive_the_round_trip(path: Path, tmp_path: Path) -> None:
+    cfg = load_config(path, ["run.micro_batch=7"])
+    save_config(cfg, tmp_path / "again.yaml")
+    assert load_config(tmp_path / "again.yaml", []) == cfg
+    assert cfg.run.micro_batch == 7
+    check_masks(cfg.masks, cfg.student.image_size // 16)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("masks.nun_targets=3", "masks.nun_targets: unknown key; did you mean num_targets?"),
+        ("optim.lr=fast", "optim.lr: Input should be a valid number"),
+        ("optim.steps=0", "optim.steps: Input should be greater than or equal to 1, not 0"),
+        ("teacher=null", "objective is salt and teacher is None; salt needs a teacher"),
+        ("lr", "give section.key=value"),
+    ],
+)
+def test_a_wrong_setting_ends_in_one_sentence(override: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_config(ROOT / "train" / "configs" / "demo.yaml", [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_config_says_where_examples_are(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file; train/configs has examples"):
+        load_config(tmp_path / "none.yaml", [])
+
+
+@given(start=st.integers(0, 10**9), purpose=st.integers(0, 20), seed=st.integers(0, 2**31))
+@settings(max_examples=30)
+def test_draws_depend_on_the_position_alone(start: int, purpose: int, seed: int) -> None:
+    positions = torch.arange(start, start + 8)
+    whole = uniforms(seed, purpose, positions, 5)
+    assert torch.equal(torch.cat([uniforms(seed, purpose, part, 5) for part in positions.split(3)]), whole)
+    assert ((whole >= 0) & (whole < 1)).all()
+
+
+def test_draws_are_uniform_and_independent_between_purposes() -> None:
+    draws = uniforms(0, 1, torch.arange(20_000), 2)
+    assert abs(draws.mean() - 0.5) < 0.01
+    assert abs(draws.var() - 1 / 12) < 0.005
+    other = uniforms(0, 2, torch.arange(20_000), 1)
+    assert abs(torch.corrcoef(torch.stack([draws[:, 0], draws[:, 1]]))[0, 1]) < 0.03
+    assert abs(torch.corrcoef(torch.stack([draws[:, 0], other[:, 0]]))[0, 1]) < 0.03
+
+
+@given(seed=st.integers(0, 99), start=st.integers(0, 10**6), share=st.floats(0.15, 1))
+@settings(max_examples=25, deadline=None)
+def test_context_never_shows_a_target_and_targets_lie_in_the_region(seed: int, start: int, share: float) -> None:
+    positions = torch.arange(start, start + 16)
+    valid = torch.rand(16, 196, generator=torch.Generator().manual_seed(seed)) < share
+    masks = draw_masks(valid, positions, MASKS, seed)
+    assert masks.context_ids.shape == (16, 40)
+    assert masks.target_ids.shape == masks.target_weight.shape == (16, 4, 14)
+    for image in range(16):
+        real = masks.target_weight[image] > 0
+        targets = set(masks.target_ids[image][real].tolist())
+        assert not targets & set(masks.context_ids[image].tolist())
+        assert valid[image][list(targets)].all()
+        assert len(set(masks.context_ids[image].tolist())) == 40
+
+
+def test_masks_do_not_depend_on_the_micro_batch() -> None:
+    valid, positions = torch.ones(12, 196, dtype=torch.bool), torch.arange(12)
+    whole = draw_masks(valid, positions, MASKS, seed=3)
+    parts = [draw_masks(valid[i : i + 5], positions[i : i + 5], MASKS, seed=3) for i in (0, 5, 10)]
+    assert torch.equal(torch.cat([part.context_ids for part in parts]), whole.context_ids)
+    assert torch.equal(torch.cat([part.target_ids for part in parts]), whole.target_ids)
+
+
+def test_every_patch_can_be_context_and_target_and_no_row_is_starved() -> None:
+    masks = draw_masks(torch.ones(3000, 196, dtype=torch.bool), torch.arange(3000), MASKS, seed=0)
+    context = torch.bincount(masks.context_ids.flatten(), minlength=196).view(14, 14).float()
+    targets = torch.bincount(masks.target_ids[masks.target_weight > 0], minlength=196).view(14, 14).float()
+    assert context.min() > 0
+    assert targets.min() > 0
+    assert torch.allclose(context.sum(1), context.sum(1).flip(0), rtol=0.15)
+
+
+def test_an_image_without_region_has_no_weight() -> None:
+    valid = torch.ones(3, 196, dtype=torch.bool)
+    valid[1] = False
+    weight = draw_masks(valid, torch.arange(3), MASKS, seed=0).target_weight.sum(dim=(1, 2))
+    assert weight[1] == 0
+    assert weight[0] > 0
+
+
+def test_region_conditioning_is_a_switch_and_padding_never_counts() -> None:
+    regions = torch.zeros(2, 1, 32, 32)
+    regions[0, :, :16, :16] = 1
+    assert valid_patches(regions, 16, MaskConfig()).tolist() == [[True, False, False, False], [False] * 4]
+    assert valid_patches(regions, 16, MaskConfig(region=False)).tolist() == [[True] * 4, [False] * 4]
+
+
+def test_masks_that_cannot_be_filled_name_the_numbers() -> None:
+    with pytest.raises(InputError, match="masks.context_tokens is 180: on a 14 x 14 grid 4 targets of up to"):
+        check_masks(MaskConfig(context_tokens=180), 14)
+
+
+def test_crops_are_keyed_by_position_and_move_frame_and_region_alike() -> None:
+    frames = torch.randint(1, 255, (6, 1, 40, 40), dtype=torch.uint8)
+    regions = torch.full_like(frames, 255)
+    regions[..., :20] = 0
+    positions = torch.arange(6)
+    cropped, mask = crop_and_flip(frames, regions, positions, AugmentConfig(), 32, seed=0)
+    assert ((cropped > 0) == (mask > 0)).all()
+    alone, _ = crop_and_flip(frames[4:5], regions[4:5], positions[4:5], AugmentConfig(), 32, seed=0)
+    assert torch.allclose(alone, cropped[4:5])
+    other, _ = crop_and_flip(frames, regions, positions + 100, AugmentConfig(), 32, seed=0)
+    assert not torch.allclose(other, cropped)
+
+
+def test_a_whole_crop_without_flips_is_the_frame() -> None:
+    frames = torch.randint(0, 255, (2, 1, 32, 32), dtype=torch.uint8)
+    cfg = AugmentConfig(crop_scale=(1, 1), crop_aspect=(1, 1), horizontal_flip=0, vertical_flip=0)
+    cropped, _ = crop_and_flip(frames, torch.full_like(frames, 255), torch.arange(2), cfg, 32, seed=0)
+    assert torch.allclose(cropped, frames / 255, atol=1e-5)
+
+
+def test_shown_tokens_equal_the_full_forward_when_all_are_shown() -> None:
+    student = new_student(ARCH, 64).eval()
+    images = torch.rand(2, 1, 64, 64)
+    ids = torch.arange(16).expand(2, -1)
+    assert torch.allclose(student(images, ids), student(images), atol=1e-5)
+    normed = (images - 0.5) / 0.5
+    assert torch.allclose(student.vit.forward_features(normed), student(images), atol=1e-5)
+
+
+def test_the_student_does_not_see_hidden_patches() -> None:
+    student = new_student(ARCH, 64).eval()
+    images = torch.rand(1, 1, 64, 64)
+    shown = torch.tensor([[0, 1, 2, 3]])
+    changed = images.clone()
+    changed[..., 16:, :] = 0.3
+    assert torch.equal(student(images, shown), student(changed, shown))
+
+
+def test_an_encoder_folder_loads_here_and_in_timm_and_refuses_a_part(tmp_path: Path) -> None:
+    student = new_student(ARCH, 64).eval()
+    save_encoder(student, tmp_path, {"objective": "salt"})
+    images = torch.rand(2, 1, 64, 64)
+    assert torch.equal(load_encoder(tmp_path).eval()(images), student(images))
+    stock = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert torch.allclose(stock.forward_features((images - 0.5) / 0.5), student(images), atol=1e-5)
+    weights = student.vit.state_dict()
+    del weights["norm.weight"]
+    with pytest.raises(InputError, match=r"1 missing \['norm.weight'\].*all \d+ must fit"):
+        load_strictly(student.vit, weights, "here")
+
+
+def test_a_timm_teacher_is_resized_frozen_and_hashed(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), path)
+    teacher, digest = load_teacher(TeacherConfig(source="vit_tiny_patch16_224", weights=path), grid=4)
+    assert teacher(torch.rand(1, 1, 64, 64)).shape == (1, 16, 192)  # without the class token
+    assert digest == weights_hash(teacher)
+    assert not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    with pytest.raises(InputError, match="neither a folder .* nor a timm model name"):
+        load_teacher(TeacherConfig(source="no_such_model"), grid=4)
+
+
+def test_channel_targets_have_mean_0_and_deviation_1_inside_the_region() -> None:
+    teacher = new_student(ARCH, 64).eval()
+    targets = salt_targets(teacher, TargetConfig(), torch.device("cpu"))
+    images, valid = torch.rand(8, 1, 64, 64), torch.ones(8, 16, dtype=torch.bool)
+    targets.measure([(images, valid)])
+    values = targets(images).flatten(0, 1)
+    assert values.mean(0).abs().max() < 1e-4
+    assert (values.std(0) - 1).abs().max() < 1e-3
+
+
+def test_pixel_targets_are_the_patches_in_patch_order() -> None:
+    images = torch.rand(1, 1, 32, 32)
+    targets = PixelTargets(16)(images)
+    second = images[0, 0, :16, 16:].flatten()
+    assert torch.allclose(targets[0, 1], (second - second.mean()) / second.std(), atol=1e-4)
+
+
+def test_the_loss_is_the_weighted_mean_over_real_targets() -> None:
+    cfg = load_config(ROOT / "train" / "configs" / "demo.yaml", ["student.image_size=64", "masks.target_tokens=2"])
+    cfg = cfg.model_copy(update={"masks": MaskConfig(context_tokens=6, target_tokens=2, min_patches=1)})
+    module = LatentPredictor(cfg, latent_width=8).eval()
+    valid = torch.ones(3, 16, dtype=torch.bool)
+    valid[2, 3:] = False
+    masks = draw_masks(valid, torch.arange(3), cfg.masks, seed=0)
+    images, wanted = torch.rand(3, 1, 64, 64), torch.randn(3, 16, 8)
+    loss, _ = module(images, masks, wanted, 1 / masks.target_weight.sum())
+    predicted = module.predictor(module.student(images, masks.context_ids), masks.context_ids, masks.target_ids)
+    total, count = 0.0, 0.0
+    for image, target, token in torch.cartesian_prod(torch.arange(3), torch.arange(4), torch.arange(2)):
+        if masks.target_weight[image, target, token] > 0:
+            truth = wanted[image, masks.target_ids[image, target, token]]
+            total += float(torch.nn.functional.smooth_l1_loss(predicted[image, target, token], truth))
+            count += 1
+    assert loss.item() == pytest.approx(total / count, rel=1e-5)
+
+
+def test_schedules_start_peak_and_end_where_they_should() -> None:
+    cfg = OptimConfig(steps=100, warmup_steps=10, start_lr=1e-6, lr=1e-3, final_lr=1e-5, weight_decay=(0.04, 0.4))
+    assert learning_rate(0, cfg) == 1e-6
+    assert learning_rate(10, cfg) == pytest.approx(1e-3)
+    assert learning_rate(99, cfg) == 1e-5
+    assert (weight_decay(0, cfg), weight_decay(99, cfg)) == (pytest.approx(0.04), 0.4)
+    assert [step for step in range(10) if due(step, 4, 10)] == [3, 7, 9]
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 2), (2, 1), (3, 1)])
+def test_deepspeed_config_follows_ours(world: int, accumulation: int) -> None:
+    cfg = load_config(ROOT / "train" / "configs" / "demo.yaml", [])
+    made = deepspeed_config(cfg, world)
+    assert made["gradient_accumulation_steps"] == accumulation
+    assert made["zero_optimization"]["stage"] == 1

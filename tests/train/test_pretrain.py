@@ -1,0 +1,128 @@
+"""The real launcher: ranks agree, a killed run continues, messages are one sentence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+
+from tests.conftest import ROOT, run_command
+
+pytestmark = pytest.mark.launch
+STEPS = 8
+TINY = {
+    "data": {"canvas": 80},
+    "masks": {"context_tokens": 6, "target_tokens": 2, "min_patches": 1},
+    "student": {"arch": "vit_tiny_patch16_224", "image_size": 64},
+    "predictor": {"depth": 1, "width": 48, "num_heads": 3},
+    "optim": {"batch": 8, "steps": STEPS, "lr": 1e-3, "warmup_steps": 2, "precision": "fp32"},
+    "run": {"micro_batch": 4, "num_workers": 0, "log_every": 1, "save_every": 3},
+}
+
+
+def config(folder: Path, shards: Path, name: str, **run: object) -> Path:
+    content = json.loads(json.dumps(TINY))
+    content["data"]["shards"] = [str(shards)]
+    content["run"] |= {"dir": str(folder / name), "tracking_uri": f"sqlite:///{folder}/mlflow.db", **run}
+    if name == "teacher":
+        content |= {"objective": "pixel", "target": {"loss": "mse"}}
+    else:
+        content["teacher"] = {"source": str(folder / "teacher")}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def pretrain(path: Path, num_ranks: int) -> None:
+    # the port is per test process, so that two test runs on one machine do not meet
+    done = run_command(
+        "deepspeed", "--master_port", str(20_000 + os.getpid() % 20_000), "--num_gpus", str(num_ranks),
+        str(ROOT / "train" / "pretrain.py"), "--config", str(path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [json.loads(line)["metrics"]["train/loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher made by plain python in one process, and an undisturbed run of two ranks on it."""
+    folder = tmp_path_factory.mktemp("runs")
+    teacher = config(folder, shards, "teacher")
+    done = run_command("python", str(ROOT / "train" / "pretrain.py"), "--config", str(teacher), "optim.steps=2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    pretrain(config(folder, shards, "two"), num_ranks=2)
+    return folder
+
+
+def test_a_run_leaves_exactly_these_files(runs: Path) -> None:
+    files = {str(path.relative_to(runs / "two")) for path in (runs / "two").rglob("*") if path.is_file()}
+    assert files == {
+        "config.yaml", "metrics.jsonl", "run.json", "encoder/config.json", "encoder/model.safetensors",
+        "checkpoints/step-00000006.safetensors", "checkpoints/step-00000008.safetensors",
+    }  # fmt: skip
+
+
+def test_one_rank_with_twice_the_micro_batch_logs_the_same_losses(runs: Path, shards: Path) -> None:
+    pretrain(config(runs, shards, "one", micro_batch=8), num_ranks=1)
+    assert losses(runs / "one") == pytest.approx(losses(runs / "two"), abs=1e-4)
+    assert len(set(losses(runs / "one"))) == STEPS
+
+
+def test_a_killed_run_continues_as_if_nothing_had_happened(runs: Path, shards: Path) -> None:
+    path = config(runs, shards, "killed")
+    launcher = Path(sys.executable).parent / "deepspeed"
+    process = subprocess.Popen(
+        [str(launcher), "--master_port", "28711", "--num_gpus", "2", str(ROOT / "train" / "pretrain.py"),
+         "--config", str(path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    checkpoints = runs / "killed" / "checkpoints"
+    deadline = time.monotonic() + 200
+    while not list(checkpoints.glob("step-*.safetensors")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    run_id = json.loads((runs / "killed" / "run.json").read_text())["mlflow_run_id"]
+    assert not (runs / "killed" / "encoder").exists()
+    pretrain(path, num_ranks=2)
+    assert losses(runs / "killed") == pytest.approx(losses(runs / "two"), abs=1e-6)
+    client = mlflow.MlflowClient(f"sqlite:///{runs}/mlflow.db")
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert int(run.data.tags["resumed_at_step"]) > 0
+    history = client.get_metric_history(run_id, "train/loss")
+    assert [point.step for point in sorted(history, key=lambda point: point.step)] == list(range(STEPS))
+
+
+def test_a_resumed_run_refuses_other_settings(runs: Path) -> None:
+    done = run_command(
+        "python", str(ROOT / "train" / "pretrain.py"), "--config", str(runs / "two.yaml"), "masks.num_targets=3"
+    )
+    assert done.returncode == 2
+    assert "is at step 8 of another config (masks.num_targets: 4 -> 3)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.warmup=3", "optim.warmup: unknown key; did you mean warmup_steps?"),
+        ("data.shards=[/no/such/shards]", "shards: /no/such/shards is not a folder; make it with `make shards"),
+    ],
+)
+def test_a_wrong_setting_ends_in_one_sentence_and_exit_code_2(runs: Path, override: str, message: str) -> None:
+    done = run_command("python", str(ROOT / "train" / "pretrain.py"), "--config", str(runs / "two.yaml"), override)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
