@@ -176,7 +176,7 @@ def majority_probabilities(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
 
     """
     one_hot = np.eye(int(labels.max()) + 1)[labels]
-    probabilities = np.empty_like(one_hot)
+    probabilities: np.ndarray = np.empty_like(one_hot)
     for fold in np.unique(folds):
         probabilities[folds == fold] = one_hot[folds != fold].mean(axis=0)
     return probabilities

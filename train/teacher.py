@@ -28,8 +28,8 @@ def load_teacher(cfg: TeacherConfig, grid: int) -> tuple[Encoder, str]:
         teacher = load_encoder(inner if inner.is_dir() else source)
         if teacher.grid != grid:
             raise InputError(
-                f"teacher {source}: its grid is {teacher.grid} x {teacher.grid} patches, the student's {grid} x {grid}; "
-                "set student.image_size to fit"
+                f"teacher {source}: its grid is {teacher.grid} x {teacher.grid} patches, the student's "
+                f"{grid} x {grid}; set student.image_size to fit"
             )
     else:
         teacher = load_timm_encoder(cfg.source, grid, cfg.weights)

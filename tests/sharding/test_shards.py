@@ -143,7 +143,7 @@ def test_verify_names_missing_and_foreign_shards(shards: Path, tmp_path: Path) -
     copy = tmp_path / "copy"
     shutil.copytree(shards, copy)
     (copy / "train-99999-000.tar").write_bytes(b"")
-    with pytest.raises(InputError, match="train-99999-000.tar is not in the manifest"):
+    with pytest.raises(InputError, match=r"train-99999-000\.tar is not in the manifest"):
         list(verify(copy))
     (copy / "train-99999-000.tar").unlink()
     (copy / load_manifest(copy).shards[-1].name).unlink()
@@ -220,7 +220,7 @@ def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     assert load_key(path) == load_key(path)
     assert path.stat().st_mode & 0o777 == 0o600
     path.chmod(0o644)
-    with pytest.raises(InputError, match="0644, others can read it; run `chmod 600"):
+    with pytest.raises(InputError, match=r"0644, others can read it; run `chmod 600"):
         load_key(path)
 
 

@@ -130,7 +130,7 @@ def test_region_conditioning_is_a_switch_and_padding_never_counts() -> None:
 
 
 def test_masks_that_cannot_be_filled_name_the_numbers() -> None:
-    with pytest.raises(InputError, match="masks.context_tokens is 180: on a 14 x 14 grid 4 targets of up to"):
+    with pytest.raises(InputError, match=r"masks\.context_tokens is 180: on a 14 x 14 grid 4 targets of up to"):
         check_masks(MaskConfig(context_tokens=180), 14)
 
 
@@ -193,7 +193,7 @@ def test_a_timm_teacher_is_resized_frozen_and_hashed(tmp_path: Path) -> None:
     assert digest == weights_hash(teacher)
     assert not teacher.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    with pytest.raises(InputError, match="neither a folder .* nor a timm model name"):
+    with pytest.raises(InputError, match=r"neither a folder .* nor a timm model name"):
         load_teacher(TeacherConfig(source="no_such_model"), grid=4)
 
 
