@@ -14,16 +14,13 @@ import cv2
 import numpy as np
 
 from sharding.recording import InputError
+from sharding.sources.synthetic_screen import HALF_WIDTH, draw_screen, sector_rows
 
 Geometry = Literal["fan", "curved", "linear"]
 
 HOSPITAL = "Saint Quixwell Hospital"  # planted: no output of the project may contain it
-FRAME_TIME_MS = 50.0
 NUM_TISSUES = 3
 
-BANNER_SHARE = 0.08  # of the rows
-_TOP, _BOTTOM = 0.11, 0.97  # rows of the sector, as shares of the height
-_HALF_WIDTH = 0.40  # widest half sector, as a share of the width: leaves the sides to grey bar and ticks
 _PAD = 6  # beam space beyond the sector, so that moving tissue never uncovers a border
 _FLOOR = 6  # dimmest grey level inside the sector
 _TINT = np.array([255, 214, 120])  # colour screens draw their text in yellow
@@ -128,13 +125,17 @@ def generate(spec: SyntheticSpec) -> SyntheticRecording:
     look = _patient_look(spec)
     sector = _sector(spec, rng)
     tissue = np.stack(list(_tissue_frames(spec, look, sector, rng)))
-    chrome = _chrome(spec) if spec.banner else np.zeros_like(tissue)
-    glyphs = chrome > 0
-    frames = np.where(glyphs, chrome, tissue)
+    screen = _screen(spec) if spec.banner else np.zeros_like(tissue)
+    glyphs = screen > 0
+    frames = np.where(glyphs, screen, tissue)
     if spec.colour:
-        tinted = (chrome[..., None] * _TINT // 255).astype(np.uint8)
-        frames = np.where(glyphs[..., None], tinted, tissue[..., None])
-    return SyntheticRecording(frames, sector.region, glyphs)
+        frames = np.where(glyphs[..., None], screen[..., None] * _TINT // 255, tissue[..., None])
+    return SyntheticRecording(frames.astype(np.uint8), sector.region, glyphs)
+
+
+def _screen(spec: SyntheticSpec) -> np.ndarray:
+    text = f"{spec.patient_name.replace('^', ' ')} {spec.patient_id} {HOSPITAL}"
+    return draw_screen((spec.num_frames, spec.height, spec.width), text, spec.seed % 3600)
 
 
 def _patient_look(spec: SyntheticSpec) -> _Look:
@@ -148,24 +149,24 @@ def _patient_look(spec: SyntheticSpec) -> _Look:
         density=math.exp(rng.uniform(math.log(0.02), math.log(0.12)))
         if spec.tissue == _SPARSE
         else rng.uniform(0.3, 1),
-        layering=rng.uniform(0.35, 0.9) if spec.tissue == _LAYERED else rng.uniform(0, 0.25),
+        layering=rng.uniform(0.3, 0.75) if spec.tissue == _LAYERED else rng.uniform(0, 0.25),
         cyst_size=rng.uniform(0.07, 0.16),
     )
 
 
 def _sector(spec: SyntheticSpec, rng: np.random.Generator) -> _Sector:
     """Pixel to beam coordinates; the sector stays clear of banner and sides at every size."""
-    top, bottom = math.ceil(_TOP * spec.height), math.floor(_BOTTOM * spec.height)
+    top, bottom = sector_rows(spec.height)
     rows = float(bottom - top)
     y, x = np.mgrid[: spec.height, : spec.width].astype(np.float32)
     x, y = x - (spec.width - 1) / 2, y - top
     if spec.geometry == "linear":
-        half_width = _HALF_WIDTH * spec.width * rng.uniform(0.75, 1)
+        half_width = HALF_WIDTH * spec.width * rng.uniform(0.75, 1)
         depth, beam = y / rows, x / half_width
         inner, half = 0.0, half_width / rows
     else:
         curvature = rng.uniform(0.25, 0.4) if spec.geometry == "curved" else 0.0  # inner over outer radius
-        widest = math.asin(min(1, _HALF_WIDTH * spec.width * (1 - curvature) / rows))
+        widest = math.asin(min(1, HALF_WIDTH * spec.width * (1 - curvature) / rows))
         half = min(widest, math.radians(rng.uniform(32, 42)))
         outer = rows / (1 - curvature * math.cos(half))
         y += curvature * outer * math.cos(half)
@@ -258,39 +259,3 @@ def _scan_convert(grey: np.ndarray, sector: _Sector, shift: np.ndarray) -> np.nd
         grey, at_beam.astype(np.float32), at_row.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
     return np.where(sector.region, np.clip(picture, _FLOOR, 255), 0).astype(np.uint8)
-
-
-def _chrome(spec: SyntheticSpec) -> np.ndarray:
-    """Text and scales (T, H, W) uint8, 0 where nothing is drawn."""
-    static = np.zeros((spec.height, spec.width), np.uint8)
-    split = round(0.74 * spec.width)
-    _write(static, f"{spec.patient_name.replace('^', ' ')} {spec.patient_id} {HOSPITAL}", 2, split)
-    _draw_scales(static, spec)
-    chrome = np.repeat(static[None], spec.num_frames, axis=0)
-    for t, picture in enumerate(chrome):
-        hundredths = (spec.seed % 3600) * 100 + round(t * FRAME_TIME_MS / 10)
-        minutes, rest = divmod(hundredths, 6000)
-        _write(picture, f"11:{minutes:02d}:{rest // 100:02d}.{rest % 100:02d}", split + 4, spec.width - 2)
-    return chrome
-
-
-def _write(picture: np.ndarray, text: str, left: int, right: int) -> None:
-    """Draw the text into the banner between two columns, smaller when it is long."""
-    rows = round(BANNER_SHARE * picture.shape[0])
-    scale = rows / 55
-    width = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0]
-    scale *= min(1, (right - left - 2) / width)
-    banner = np.zeros((rows, right - left), np.uint8)
-    cv2.putText(banner, text, (0, round(0.72 * rows)), cv2.FONT_HERSHEY_SIMPLEX, scale, 235, 1, cv2.LINE_AA)
-    picture[:rows, left:right] = banner
-
-
-def _draw_scales(picture: np.ndarray, spec: SyntheticSpec) -> None:
-    """Grey bar at the left edge, depth ticks at the right edge; both beside the widest sector."""
-    height, width = picture.shape
-    top, bottom = math.ceil(_TOP * height), math.floor(_BOTTOM * height)
-    bar = np.linspace(255, 20, round(0.4 * height)).astype(np.uint8)
-    picture[top : top + len(bar), round(0.02 * width) : round(0.045 * width)] = bar[:, None]
-    for i, row in enumerate(np.linspace(top, bottom, 11).round().astype(int)):
-        length = 0.035 if i % 5 == 0 else 0.02
-        picture[row, width - 2 - round(length * width) : width - 2] = 180
