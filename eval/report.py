@@ -78,7 +78,7 @@ def _masks_figure(cfg: PretrainConfig) -> Figure:
         tile = cv2.cvtColor((grey * seen).astype(np.uint8), cv2.COLOR_GRAY2BGR)
         for patch_id in targets[weight > 0].tolist():
             _outline(tile, grey, patch_id, patch)
-        tiles.append(tile)
+        tiles.append(cv2.resize(tile, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST))
     caption = "Bright: the context that the student sees. Orange: targets to predict. Dark: hidden or outside."
     return Figure(grid_png(tiles, _NUM_MASKS // 2), caption)
 

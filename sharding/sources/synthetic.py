@@ -18,15 +18,13 @@ from sharding.sources.synthetic_screen import HALF_WIDTH, draw_screen, sector_ro
 
 Geometry = Literal["fan", "curved", "linear"]
 
-HOSPITAL = "Saint Quixwell Hospital"  # planted: no output of the project may contain it
+HOSPITAL = "Quorvath General Hospital"  # planted: no output of the project may contain it
 NUM_TISSUES = 3
+_SPARSE, _LAYERED = 1, 2  # tissues
 
 _PAD = 6  # beam space beyond the sector, so that moving tissue never uncovers a border
 _FLOOR = 6  # dimmest grey level inside the sector
 _TINT = np.array([255, 214, 120])  # colour screens draw their text in yellow
-
-
-_SPARSE, _LAYERED = 1, 2  # tissues
 
 
 @dataclass(frozen=True)
@@ -139,17 +137,16 @@ def _screen(spec: SyntheticSpec) -> np.ndarray:
 
 
 def _patient_look(spec: SyntheticSpec) -> _Look:
-    """Ranges of the classes touch, so that single patients are ambiguous as in life."""
+    """Draw from wide ranges: a weak texture under strong gain is ambiguous, as it is in life."""
+    sparse, layered = spec.tissue == _SPARSE, spec.tissue == _LAYERED
     rng = np.random.default_rng([zlib.crc32(spec.patient_id.encode()), spec.tissue])
     return _Look(
         gain=rng.uniform(115, 165),
         levels_per_db=rng.uniform(3.4, 4.6),
         attenuation_db=rng.uniform(8, 20),
         lateral_blur=rng.uniform(1.2, 2.0),
-        density=math.exp(rng.uniform(math.log(0.02), math.log(0.12)))
-        if spec.tissue == _SPARSE
-        else rng.uniform(0.3, 1),
-        layering=rng.uniform(0.3, 0.75) if spec.tissue == _LAYERED else rng.uniform(0, 0.25),
+        density=math.exp(rng.uniform(math.log(0.02), math.log(0.12))) if sparse else rng.uniform(0.3, 1),
+        layering=rng.uniform(0.35, 0.9) if layered else rng.uniform(0, 0.25),
         cyst_size=rng.uniform(0.07, 0.16),
     )
 
