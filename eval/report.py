@@ -18,6 +18,7 @@ from train.step import view_of
 from train.vit import new_student
 
 _NUM_MASKS = 8
+_SEARCHED = 200  # samples
 _TARGET_BGR = (60, 140, 255)
 
 
@@ -64,7 +65,7 @@ def _loss_figure(name: str, run_dir: Path) -> Figure:
 
 def _masks_figure(cfg: PretrainConfig) -> Figure:
     dataset = PositionDataset(list(cfg.data.shards), cfg.data.canvas, cfg.data.seed)
-    positions = torch.arange(_NUM_MASKS)
+    positions = torch.tensor(_one_per_clip(dataset))
     squares = torch.stack([dataset[int(position)] for position in positions])
     patch = new_student(cfg.student.arch, cfg.student.image_size).patch
     view = view_of(Batch(squares[:, :1], squares[:, 1:], positions), cfg, patch, torch.device("cpu"))
@@ -81,6 +82,15 @@ def _masks_figure(cfg: PretrainConfig) -> Figure:
         tiles.append(cv2.resize(tile, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST))
     caption = "Bright: the context that the student sees. Orange: targets to predict. Dark: hidden or outside."
     return Figure(grid_png(tiles, _NUM_MASKS // 2), caption)
+
+
+def _one_per_clip(dataset: PositionDataset) -> list[int]:
+    """Positions of frames of different clips, those of a known scanner first."""
+    first: dict[str, tuple[bool, int]] = {}
+    for position in range(min(_SEARCHED, dataset.order.num_samples)):
+        meta = dataset.sample(position).meta
+        first.setdefault(meta.clip, (meta.manufacturer in {None, "other"}, position))
+    return [position for _, position in sorted(first.values())][:_NUM_MASKS]
 
 
 def _corner(patch_id: int, side: int, patch: int) -> tuple[int, int]:
