@@ -228,10 +228,8 @@ def _prepare(fitted: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.
     fitted, predicted = np.asarray(scaler.transform(fitted)), np.asarray(scaler.transform(predicted))
     if len(fitted) >= fitted.shape[1]:
         return fitted, predicted
-    _, sizes, directions = np.linalg.svd(fitted, full_matrices=False)
-    # Directions of rounding errors are arbitrary: outside the span, `predicted` may be anything.
-    kept = directions[sizes >= sizes[0] * max(fitted.shape) * np.finfo(np.float64).eps]
-    return fitted @ kept.T, predicted @ kept.T
+    directions = np.linalg.svd(fitted, full_matrices=False)[2]
+    return fitted @ directions.T, predicted @ directions.T
 
 
 def _converges(model: LogisticRegression, fitted: np.ndarray, labels: np.ndarray) -> bool:

@@ -90,7 +90,7 @@ def test_the_probe_prints_floor_random_teacher_student_and_links_its_runs(
     report = tmp_path / "report.html"
     write_run_report({"student": run_dir}, [table], report)
     text = report.read_text()
-    assert text.count("data:image/png;base64,") == 3
+    assert text.count("data:image/png,") == 3
     assert "http" not in text
     out = export_encoder(run_dir, tmp_path / "out", [table])
     assert "| student |" in (out / "README.md").read_text()
