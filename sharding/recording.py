@@ -7,7 +7,9 @@ import numpy as np
 
 MAX_SIDE = 4096  # pixels
 MAX_FRAMES = 20_000
-MAX_BYTES = 2**32  # decoded grey bytes of one recording
+MAX_BYTES = 2**33  # decoded bytes of all frames of a source, as its header claims them
+MAX_RATIO = 100  # unpacked over packed bytes
+NUM_WITNESSES = 16  # frames that are looked at to find what moves
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, inclusive, as DICOM region locations are
 
@@ -19,17 +21,38 @@ class InputError(ValueError):
 class Reason(StrEnum):
     """Every outcome of a source other than accepted. The only text about a refusal that leaves the job."""
 
-    NOT_READABLE_KIND = "not_readable_kind"  # neither DICOM nor a known video or image
-    NOT_ULTRASOUND = "not_ultrasound"  # Modality or SOP class of something else
+    # the file
+    NOT_READABLE_KIND = "not_readable_kind"  # neither DICOM nor a known video, image or archive
+    UNREADABLE = "unreadable"  # the file system would not hand it over
+    ENCRYPTED = "encrypted"  # member of an archive with a password
+    UNSAFE_NAME = "unsafe_name"  # member of an archive whose name leaves it, or a link or a device
+    NESTED_ARCHIVE = "nested_archive"  # archive inside an archive
+    # what it holds
+    NOT_IMAGE = "not_image"  # DICOM without pixels: report, waveform, directory
+    NOT_ULTRASOUND = "not_ultrasound"  # Modality of something else
+    SOP_REFUSED = "sop_refused"  # secondary capture and camera pictures: scanned forms, rooms, faces
     UNSUPPORTED_SOP = "unsupported_sop"  # ultrasound, but not a 2-D image or cine
-    UNSUPPORTED_CODEC = "unsupported_codec"  # transfer syntax that no installed decoder takes
+    # its pixels
+    UNSUPPORTED_CODEC = "unsupported_codec"  # transfer syntax that no installed decoder takes, or pixels behind a URL
     UNDECODABLE = "undecodable"  # the decoder failed
     EMPTY = "empty"  # no frame
-    TOO_LARGE = "too_large"  # above the pixel or frame limit
+    TOO_LARGE = "too_large"  # above the pixel, frame or byte limit
+    INFLATE_RATIO = "inflate_ratio"  # unpacks to more than a hundredfold: a bomb
+    SIZE_MISMATCH = "size_mismatch"  # codestream and header disagree about rows and columns
+    FRAME_COUNT_MISMATCH = "frame_count_mismatch"  # fragments cannot be told apart into the declared frames
+    TIMEOUT = "timeout"  # decoding took longer than allowed, twice
+    CRASHED = "crashed"  # the decoder died, twice
+    OUT_OF_MEMORY = "out_of_memory"  # decoding needed more memory than allowed
+    # what may be kept of them
     NO_CONE = "no_cone"  # no single solid sector inside a valid region tag
     NO_MOTION = "no_motion"  # cine without region tag whose sector does not move
-    UNCERTIFIED_STILL = "uncertified_still"  # still without a valid region tag
-    DUPLICATE = "duplicate"  # a recording with this identifier came before it
+    UNCERTIFIED_STILL = "uncertified_still"  # still without a valid region tag or device profile
+    TEXT_IN_REGION = "text_in_region"  # letters inside the sector
+    COLOUR_OVERLAY = "colour_overlay"  # coloured marks on more than 5 % of every frame
+    COLOUR_CAST = "colour_cast"  # tinted throughout: wrongly decoded or no B-mode
+    # beside other recordings
+    DUPLICATE = "duplicate"  # the same pixels came before it
+    UID_CONFLICT = "uid_conflict"  # the same instance identifier came before it, with other pixels
 
 
 class Rejected(Exception):  # noqa: N818 - a verdict, not an error
@@ -46,28 +69,64 @@ class Rejected(Exception):  # noqa: N818 - a verdict, not an error
 
 
 @dataclass(frozen=True)
-class Recording:
-    """One decoded source.
+class FrameChoice:
+    """Which frames of a recording are decoded, and which of these are stored.
 
     Attributes:
-        frames: (T, H, W) uint8, grey.
+        max_frames: stored frames per clip at most, evenly spaced.
+        stride: only every stride-th frame is a candidate.
+
+    """
+
+    max_frames: int = 32
+    stride: int = 1
+
+    def stored(self, num_frames: int) -> np.ndarray:
+        """(S,) int64 indices of the frames to store, ascending."""
+        candidates = np.arange(0, num_frames, self.stride)
+        places = np.linspace(0, len(candidates) - 1, min(len(candidates), self.max_frames))
+        return candidates[places.round().astype(np.int64)]
+
+    def decoded(self, num_frames: int) -> np.ndarray:
+        """(T,) int64 indices of the frames to decode, ascending: the stored ones and those that witness motion."""
+        witnesses = np.linspace(0, num_frames - 1, min(num_frames, NUM_WITNESSES)).round().astype(np.int64)
+        return np.union1d(self.stored(num_frames), witnesses)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The decoded frames of one source.
+
+    Attributes:
+        frames: (T, H, W) uint8, grey: the frames of `FrameChoice.decoded`.
+        frame_ids: (T,) int64, index of each in the source.
         source_kind: `dicom`, `video` or `image`.
         patient: identifier of the patient as the source gives it; never stored, only its pseudonym.
         clip: identifier of the recording as the source gives it; never stored, only its pseudonym.
-        regions: boxes of the 2-D tissue regions that the source declares, None when it declares none.
-        excluded: boxes that overlap them and show something else (grey bar, ECG, spectrum).
-        frame_times_ms: (T,) milliseconds since the first frame, None when the source does not say.
+        colour: (T, H, W) uint8, largest minus smallest of R, G and B per pixel; None for a grey source.
+        regions: boxes of the 2-D tissue regions that the source declares and that lie inside the image; None when
+            it declares none or one of them is invalid.
+        excluded: boxes that it declares for something else (grey bar, ECG, spectrum).
+        frame_times_ms: (T,) milliseconds since the first frame of the source, None when it does not say.
         mm_per_pixel: one (x, y) spacing per region, None where the source does not say.
         tags: typed, allow-listed facts (manufacturer family, body part); see deidentify.py.
+        device: manufacturer and model as the source spells them, to find a device profile; never stored.
+        is_lossy: the source's codec loses information; between copies the other one is kept.
+        is_truncated: the source ends early; the frames that are whole are here.
 
     """
 
     frames: np.ndarray
+    frame_ids: np.ndarray
     source_kind: str
     patient: str
     clip: str
+    colour: np.ndarray | None = None
     regions: tuple[Box, ...] | None = None
     excluded: tuple[Box, ...] = ()
     frame_times_ms: np.ndarray | None = None
     mm_per_pixel: tuple[tuple[float, float] | None, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
+    device: tuple[str, str] = ("", "")
+    is_lossy: bool = False
+    is_truncated: bool = False
