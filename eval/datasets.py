@@ -8,7 +8,7 @@ import numpy as np
 from rich.progress import track
 
 from sharding.preprocess import cut_clips, stretch, to_square
-from sharding.recording import InputError, Rejected
+from sharding.recording import FrameChoice, InputError, Rejected
 from sharding.sources import read
 
 _COLUMNS = ("path", "label", "group")
@@ -49,13 +49,14 @@ def load_labelled_set(folder: Path, size: int, frames_per_recording: int) -> Lab
 
     """
     rows, root = _rows(folder)
+    choice = FrameChoice(frames_per_recording)
     squares: list[np.ndarray] = []
     labels: list[str] = []
     groups: list[str] = []
     num_refused = 0
     for row in track(rows, description=f"read {folder.name}"):
         try:
-            clips = cut_clips(read(root / row["path"], row["path"]), frames_per_recording, public=True)
+            clips = cut_clips(read(root / row["path"], row["path"], choice), choice, pixels="public")
         except Rejected:
             num_refused += 1
             continue

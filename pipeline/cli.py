@@ -1,7 +1,8 @@
 """us-jepa: raw ultrasound in, a frozen encoder with honest numbers out.
 
 us-jepa shards SRC OUT      de-identified tar shards from DICOM, video and images
-us-jepa verify OUT          read them again: content hashes, keys, every sample
+us-jepa verify OUT          read them again: hashes, keys, every sample, letters, names you forbid
+us-jepa preview OUT         contact sheet
 us-jepa pretrain --config   the same as `deepspeed train/pretrain.py`
 us-jepa probe RUN --data    linear probe: random init, teacher, student
 us-jepa demo                all of it, on generated and real recordings, in minutes
@@ -12,8 +13,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sharding.recording import InputError
+
+if TYPE_CHECKING:
+    from sharding.policy import Job
 
 
 def main() -> None:
@@ -30,23 +35,16 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("us-jepa", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    shards = commands.add_parser(
-        "shards", help="make shards", description="Every source gets one outcome; see report.html."
-    )
-    shards.add_argument("source", type=Path, help="folder of DICOM, video and image files, or one file")
-    shards.add_argument("out", type=Path, help="shard directory; the same command continues a stopped job")
-    shards.add_argument("--dataset", help="name in every sample, [a-z0-9_-]; default: name of OUT")
-    shards.add_argument("--max-frames", type=int, default=32, help="frames kept per clip, evenly spaced (32)")
-    shards.add_argument("--val-share", type=float, default=0.05, help="share of patients for the val split (0.05)")
-    shards.add_argument("--key-file", type=Path, default=_default_key(), help="secret of the pseudonyms (%(default)s)")
-    shards.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
-    shards.add_argument(
-        "--public", action="store_true", help="the pixels identify nobody: keep those without certificate"
-    )
-    shards.set_defaults(command=_shards)
-    verify = commands.add_parser("verify", help="check finished shards")
-    verify.add_argument("directory", type=Path)
+    _add_shards(commands)
+    verify = commands.add_parser("verify", help="check finished shards: hashes, keys, fields, every sample, letters")
+    verify.add_argument("directory", help="shard directory or URL")
+    verify.add_argument("--forbid", type=Path, help="file with one name or number per line; none may occur in any byte")
     verify.set_defaults(command=_verify)
+    preview = commands.add_parser("preview", help="contact sheet of finished shards")
+    preview.add_argument("directory", help="shard directory or URL")
+    preview.add_argument("--to", type=Path, default=Path("preview.png"), help="PNG to write (%(default)s)")
+    preview.add_argument("--frames", type=int, default=96, help="how many (%(default)s)")
+    preview.set_defaults(command=_preview)
     pretrain = commands.add_parser("pretrain", help="train an encoder", description="Starts the deepspeed launcher.")
     pretrain.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (1)")
     pretrain.add_argument("--config", type=Path, required=True, help="see train/configs")
@@ -68,6 +66,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_shards(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    shards = commands.add_parser(
+        "shards",
+        help="make shards",
+        description="Every source gets one outcome; see report.html. The same command continues a stopped job.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = shards.add_argument
+    add("source", help="folder of DICOM, video, image, zip and tar files, or one file; a path or s3://...")
+    add("out", help="shard directory; a path or s3://...")
+    add("--dataset", help="name in every sample, [a-z0-9_-]; None is the name of OUT")
+    add("--max-frames", type=int, default=32, help="frames kept per clip, evenly spaced")
+    add("--stride", type=int, default=1, help="only every stride-th frame is a candidate")
+    add("--val-share", type=float, default=0.05, help="share of patients for the val split")
+    add(
+        "--pixels",
+        choices=("certified", "public", "as_is"),
+        default="certified",
+        help="certified: refuse what has no certificate. public: you vouch for the pixels, a region is searched all the "
+        "same. as_is: you vouch for them, whole frames are kept",
+    )
+    add("--profiles", type=Path, help="YAML of device profiles that your site has signed; see sharding/profiles.py")
+    add("--labels", type=Path, help="csv of path, label, group (the patient); UltraBench folders bring their own")
+    add("--key-file", type=Path, default=_default_key(), help="secret of the pseudonyms; the listing lies beside it")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes on this machine")
+    add("--seconds", type=float, default=120, help="after which a decoder is killed")
+    add("--memory", type=float, default=4, help="GiB that a decoder may use")
+    where = shards.add_mutually_exclusive_group()
+    where.add_argument("--dask", metavar="ADDRESS", help="run on a Dask cluster, tcp://host:8786; needs shared folders")
+    where.add_argument("--unit", metavar="I/N", help="run slice I of N (from 0), for job arrays on one OUT")
+    where.add_argument("--dry-run", action="store_true", help="try some sources, write nothing, say how long it takes")
+    shards.set_defaults(command=_shards)
+
+
 def _default_key() -> Path:
     home = Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config"))
     return Path(os.environ.get("US_JEPA_KEY_FILE", home / "us-jepa" / "key"))
@@ -75,19 +107,56 @@ def _default_key() -> Path:
 
 # Each command imports what it needs: `us-jepa --help` must not wait for torch.
 def _shards(args: argparse.Namespace) -> int:
-    from pipeline.shards import make_shards
-    from sharding.job import Policy
+    from pipeline.shards import foretell, make_shards, make_slice
 
-    name = args.dataset or args.out.resolve().name.lower()
-    policy = Policy(name, args.max_frames, args.val_share, args.public)
-    make_shards(args.source, args.out, policy, args.key_file, args.workers)
+    job = _job(args)
+    if args.dry_run:
+        foretell(job, args.workers)
+    elif args.unit:
+        make_slice(job, args.workers, *_slice(args.unit))
+    elif args.dask:
+        from sharding.cluster import on_dask
+
+        make_shards(job, args.workers, on_dask(args.dask))
+    else:
+        make_shards(job, args.workers)
     return 0
+
+
+def _job(args: argparse.Namespace) -> "Job":
+    from sharding.policy import Job, Limits, Policy
+    from sharding.profiles import load_profiles
+    from sharding.recording import FrameChoice
+
+    policy = Policy(
+        dataset=args.dataset or args.out.rstrip("/").rpartition("/")[2].lower(),
+        choice=FrameChoice(args.max_frames, args.stride),
+        val_share=args.val_share,
+        pixels=args.pixels,
+        profiles=load_profiles(args.profiles) if args.profiles else (),
+    )
+    source, out = (place if "://" in place else str(Path(place).resolve()) for place in (args.source, args.out))
+    return Job(source, out, policy, args.key_file, args.labels, Limits(args.seconds, int(args.memory * 2**30)))
+
+
+def _slice(text: str) -> tuple[int, int]:
+    place, slash, num_slices = text.partition("/")
+    if not (slash and place.isdigit() and num_slices.isdigit()):
+        raise InputError(f"--unit {text}: must be I/N, for example 0/4")
+    return int(place), int(num_slices)
 
 
 def _verify(args: argparse.Namespace) -> int:
     from pipeline.shards import verify_shards
 
-    verify_shards(args.directory)
+    verify_shards(args.directory, args.forbid)
+    return 0
+
+
+def _preview(args: argparse.Namespace) -> int:
+    from pipeline.shards import preview
+
+    preview(args.directory, args.to, args.frames)
     return 0
 
 

@@ -14,7 +14,7 @@ from eval.stage import run_probe
 from pipeline.launch import launch
 from pipeline.shards import make_shards, verify_shards
 from pipeline.show import print_table
-from sharding.job import Policy
+from sharding.policy import Job, Policy
 from sharding.sources.synthetic_files import write_demo_set
 from train.tracking import log_artifacts
 
@@ -33,8 +33,8 @@ def run_demo(out: Path) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _NUM_RANKS)))
     source, labelled = out / "source", out / "labelled"
     write_sources(source, labelled)
-    make_shards(source, out / "shards", Policy("demo"), out / "key", os.cpu_count() or 1)
-    verify_shards(out / "shards")
+    make_shards(Job(str(source), str(out / "shards"), Policy("demo"), out / "key"), os.cpu_count() or 1)
+    verify_shards(str(out / "shards"))
     runs = {"teacher": out / "teacher", "student": out / "student"}
     for name, config in (("teacher", "demo-teacher.yaml"), ("student", "demo.yaml")):
         overrides = [f"data.shards=[{out / 'shards'}]", f"run.dir={runs[name]}"]

@@ -1,53 +1,221 @@
-"""`us-jepa shards` and `verify`: the job with a bar, and what became of every source."""
+"""`us-jepa shards`, `verify` and `preview`: the job with a live table, and what became of every source."""
 
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
+from rich.live import Live
 from rich.progress import track
 from rich.table import Table
 
-from sharding.deidentify import load_key
-from sharding.job import Policy, plan, run
+from sharding.convert import Converted, Task
+from sharding.isolate import Converter
+from sharding.job import Execute, num_missing, on_processes, run, run_slice
+from sharding.labels import load_labels
 from sharding.manifest import Manifest, load_manifest
+from sharding.plan import Plan, make_plan, source_store
+from sharding.policy import Job
 from sharding.recording import InputError
-from sharding.report import write_report
-from sharding.verify import verify
+from sharding.report import contact_sheet, write_report
+from sharding.unit import Progress
+from sharding.verify import load_forbidden, verify
+
+_DRY_SOURCES = 24  # looked at to foretell a job
+_LINES = 10  # of progress where there is no terminal
+_HOUR, _MINUTE = 3600, 60
 
 
-def make_shards(source: Path, out: Path, policy: Policy, key_file: Path, num_workers: int) -> Manifest:
+def make_shards(job: Job, num_workers: int, execute: Execute | None = None) -> Manifest:
     """Plan, run and report a sharding job.
 
     Raises:
         InputError: nothing to read, nothing accepted, or `out` belongs to another job.
 
     """
-    key = load_key(key_file)
-    units = plan(source, key)
-    num_sources = sum(len(unit.sources) for unit in units)
-    finished = run(units, out, policy, key, num_workers)
-    for _ in track(finished, total=len(units), description=f"shard {num_sources} sources"):
-        pass
-    manifest = load_manifest(out)
-    report = write_report(out)
-    table = Table("outcome", "sources", title=f"{num_sources} sources")
-    for name, count in manifest.outcomes.items():
-        table.add_row(name, str(count))
-    Console().print(table)
+    plan = _plan(job)
+    watch(run(job, plan, execute or on_processes(num_workers)), plan, plan.num_units)
+    return _finish(job)
+
+
+def make_slice(job: Job, num_workers: int, place: int, num_slices: int) -> None:
+    """Run one slice of an array of jobs on the same OUT; the last one to finish writes manifest and report."""
+    plan = _plan(job)
+    num_units = len(range(place, plan.num_units, num_slices))
+    watch(run_slice(job, plan, on_processes(num_workers), place, num_slices), plan, num_units)
+    missing = num_missing(job, plan)
+    if missing:
+        print(f"slice {place}/{num_slices} done; {missing} of {plan.num_units} units of other slices are missing")
+    else:
+        _finish(job)
+
+
+def _plan(job: Job) -> Plan:
+    with Console().status(f"list {job.source}"):
+        plan = make_plan(job)
+    _check_labels(job)
+    print(f"{plan.num_sources} sources, {_size(plan.num_bytes)}, in {plan.num_units} units")
+    return plan
+
+
+def _check_labels(job: Job) -> None:
+    source = source_store(job)
+    absent = [name for name in load_labels(source, job.labels) if not source.exists(name)]
+    if absent:
+        raise InputError(
+            f"labels {job.labels or job.source}: {len(absent)} listed files are missing, the first is {absent[0]}; "
+            f"paths are relative to {source.place}"
+        )
+
+
+def _finish(job: Job) -> Manifest:
+    manifest = load_manifest(job.out)
+    report = write_report(job.out)
+    num_sources = sum(manifest.outcomes.values())
+    Console().print(_outcome_table(manifest.outcomes, num_sources))
     if not manifest.num_samples():
         reasons = ", ".join(f"{name}: {count}" for name, count in manifest.outcomes.items())
-        raise InputError(f"source {source}: none of its {num_sources} files was accepted ({reasons}); see {report}")
-    print(f"{manifest.num_samples()} frames in {len(manifest.shards)} shards: {out}\nlook at {report}")
-    print(f"key: {key_file} (keep it; the same key gives the same pseudonyms)\nnext: us-jepa verify {out}")
+        raise InputError(f"source {job.source}: none of its {num_sources} files was accepted ({reasons}); see {report}")
+    print(f"{manifest.num_samples()} frames in {len(manifest.shards)} shards: {job.out}\nlook at {report}")
+    print(f"key: {job.key_file} (keep it; the same key gives the same pseudonyms)\nnext: us-jepa verify {job.out}")
     return manifest
 
 
-def verify_shards(directory: Path) -> None:
+def _outcome_table(outcomes: dict[str, int], num_sources: int) -> Table:
+    table = Table("outcome", "sources", title=f"{num_sources} sources")
+    for name, count in outcomes.items():
+        table.add_row(name, str(count))
+    return table
+
+
+@dataclass
+class _Tally:
+    """What the live table shows."""
+
+    plan: Plan
+    num_units: int
+    started: float = field(default_factory=time.monotonic)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    num_frames: int = 0
+    units_done: int = 0
+    fresh: Counter[str] = field(default_factory=Counter)  # units, files and frames of this run
+
+    def add(self, progress: Progress) -> None:
+        self.outcomes.update(progress.outcomes)
+        self.num_frames += progress.num_frames
+        self.units_done += 1
+        if not progress.resumed:
+            self.fresh.update(units=1, files=sum(progress.outcomes.values()), frames=progress.num_frames)
+
+    def cells(self) -> list[tuple[str, str]]:
+        seconds = max(time.monotonic() - self.started, 1e-3)
+        left = self.num_units - self.units_done
+        rate = self.fresh["units"] / seconds
+        refused = Counter({name: count for name, count in self.outcomes.items() if name != "accepted"})
+        return [
+            ("units", f"{self.units_done} of {self.num_units}"),
+            ("files/s", f"{self.fresh['files'] / seconds:.1f}"),
+            ("frames/s", f"{self.fresh['frames'] / seconds:.0f}"),
+            ("accepted", f"{self.outcomes['accepted']} files, {self.num_frames} frames"),
+            *((name, str(count)) for name, count in refused.most_common()),
+            ("time left", _duration(left / rate) if rate else "?"),
+        ]
+
+
+def watch(progresses: Iterator[Progress], plan: Plan, num_units: int) -> None:
+    """Show a live table of a job; a line now and then where there is no terminal."""
+    console, tally = Console(), _Tally(plan, num_units)
+    if not console.is_terminal:
+        every = max(1, num_units // _LINES)
+        for progress in progresses:
+            tally.add(progress)
+            if tally.units_done % every == 0:
+                print(", ".join(f"{name}: {value}" for name, value in tally.cells()), flush=True)
+        return
+    with Live(_table(tally), console=console, transient=True) as live:
+        for progress in progresses:
+            tally.add(progress)
+            live.update(_table(tally))
+
+
+def _table(tally: _Tally) -> Table:
+    table = Table(show_header=False, title=f"shard {tally.plan.num_sources} sources")
+    for name, value in tally.cells():
+        table.add_row(name, value)
+    return table
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), _MINUTE)
+    hours, minutes = divmod(minutes, _HOUR // _MINUTE)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:  # noqa: PLR2004 - SI
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def foretell(job: Job, num_workers: int) -> None:
+    """Convert a few sources, write nothing, and say what the job would do and how long it would take."""
+    plan = _plan(job)
+    units = np.unique(np.linspace(0, plan.num_units - 1, _DRY_SOURCES).astype(int))
+    per_unit = -(-_DRY_SOURCES // len(units))
+    names = [name for unit in units for name in plan.unit(int(unit))[:per_unit]][:_DRY_SOURCES]
+    started = time.monotonic()
+    results = list(track(_try(job, names), total=len(names), description="try some sources"))
+    seconds = (time.monotonic() - started) * plan.num_sources / len(names) / num_workers
+    converted = [one for some in results for one in some]
+    frames = [jpg for one in converted for clip in one.clips for jpg in clip.jpgs]
+    scale = plan.num_sources / len(names)
+    outcomes = Counter("accepted" if one.refusal is None else str(one.refusal) for one in converted)
+    Console().print(_outcome_table(dict(sorted(outcomes.items())), len(converted)))
+    print(
+        f"of {len(names)} sources tried. All {plan.num_sources} would give about {round(len(frames) * scale):,} frames, "
+        f"{_size(sum(map(len, frames)) * scale)}, in {_duration(seconds)} on {num_workers} processes. Nothing was written."
+    )
+
+
+def _try(job: Job, names: list[str]) -> Iterator[list[Converted]]:
+    source, policy = source_store(job), job.policy
+    labels = load_labels(source, job.labels)
+    with tempfile.TemporaryDirectory() as folder, Converter(job.limits, Path(folder)) as converter:
+        for name in names:
+            label = labels.get(name)
+            mask = source.fetch(label.mask, Path(folder) / "mask") if label and label.mask else None
+            local = source.fetch(name, Path(folder) / "source")
+            yield list(converter.convert(Task(local, name, policy.choice, policy.pixels, policy.profiles, mask)))
+
+
+def verify_shards(directory: str, forbid: Path | None = None) -> None:
     """Check all shards of a directory.
 
     Raises:
         InputError: names the shard that is not what the manifest says.
 
     """
+    forbidden = None if forbid is None else load_forbidden(forbid)
     total = len(load_manifest(directory).shards)
-    checked = list(track(verify(directory), total=total, description="verify"))
-    print(f"{directory}: {sum(count for _, count in checked)} samples in {len(checked)} shards are whole")
+    checked = list(track(verify(directory, forbidden), total=total, description="verify"))
+    words = "" if forbid is None else f", and none of the strings in {forbid} occurs"
+    print(f"{directory}: {sum(count for _, count in checked)} samples in {len(checked)} shards are whole{words}")
+
+
+def preview(directory: str, to: Path, num_frames: int) -> None:
+    """Draw the contact sheet of a finished shard directory into a PNG.
+
+    Raises:
+        InputError: it holds no frame.
+
+    """
+    if not load_manifest(directory).num_samples():
+        raise InputError(f"shards {directory}: no frame in it; its report.html says what was refused")
+    to.write_bytes(contact_sheet(directory, num_frames))
+    print(f"{num_frames} frames of {directory}: {to}")

@@ -1,223 +1,162 @@
 """The job: plan -> units -> one commit per unit -> manifest. `kill -9` at any moment, then the same command.
 
-A unit is a keyed bucket of patients, so that a patient never straddles two writers or two splits. Its outcome
-file is its commit marker, written after its tars.
+Units run on processes of this machine, on a Dask cluster (cluster.py), or as one slice of an array (`--unit i/n`): a
+unit is a pure function of plan and policy, so each way gives the same bytes.
 """
 
 import json
 import multiprocessing
+import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import cv2
+from sharding.deidentify import Pseudonyms, load_key
+from sharding.manifest import MANIFEST
+from sharding.merge import merge
+from sharding.plan import Plan
+from sharding.policy import Job
+from sharding.recording import InputError
+from sharding.store import Store
+from sharding.unit import OUTCOMES, Progress, explain, outcomes_name, read_lines, run_unit
 
-from sharding.deidentify import Pseudonyms
-from sharding.manifest import MANIFEST, Manifest, ShardInfo, Split, sha256_of
-from sharding.preprocess import Clip, cut_clips
-from sharding.recording import InputError, Reason, Recording, Rejected
-from sharding.sample import KEY, Meta, Sample
-from sharding.sources import read, read_patient
-from sharding.writer import write_atomically, write_shard
+Execute = Callable[[Job, Plan, list[int]], Iterator[Progress]]
 
-_SOURCES_PER_UNIT = 8
-_MAX_UNITS = 4096
 _PLAN = "plan.json"
+_MAX_DEATHS = 3  # times that worker processes may be killed before the job gives up
 
 
-@dataclass(frozen=True)
-class Policy:
-    """What decides the bytes of a shard directory, besides the sources and the key.
-
-    Attributes:
-        dataset: name written into every sample, [a-z0-9_-]+.
-        max_frames: frames kept per clip, evenly spaced.
-        val_share: share of patients that go to the val split.
-        public: keep pixels without a certificate; the user vouches for them.
-
-    """
-
-    dataset: str
-    max_frames: int = 32
-    val_share: float = 0.05
-    public: bool = False
-
-    def __post_init__(self) -> None:
-        if not KEY.fullmatch(self.dataset):
-            raise InputError(f"dataset name {self.dataset!r}: only [a-z0-9_-] is allowed")
-        if self.max_frames < 1 or not 0 <= self.val_share < 1:
-            raise InputError(
-                f"max_frames is {self.max_frames} and val_share {self.val_share}; at least 1 and within [0, 1)"
-            )
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A slice of the job: its number and its sources as (path, name inside the source folder)."""
-
-    number: int
-    sources: tuple[tuple[Path, str], ...]
-
-
-def plan(source: Path, key: bytes) -> list[Unit]:
-    """Walk a source and cut it into units.
+def run(job: Job, plan: Plan, execute: Execute) -> Iterator[Progress]:
+    """Run all units that are not committed yet, then write the manifest. Yields what each unit did, done ones first.
 
     Args:
-        source: folder, or one file. Hidden files and links are left out.
-        key: secret of the pseudonyms.
+        job: what to do.
+        plan: of the job.
+        execute: runs units somewhere, `on_processes(n)` or `cluster.on_dask(address)`.
 
     Raises:
-        InputError: there is no such source or no file in it.
+        InputError: another job is writing to OUT, OUT holds another plan, the disk is full, or the source has gone.
 
     """
-    if not source.exists():
-        raise InputError(f"source {source}: no such file or folder")
-    root = source if source.is_dir() else source.parent
-    paths = sorted(_files(source)) if source.is_dir() else [source]
-    if not paths:
-        raise InputError(f"source {source}: no file in it; give a folder of DICOM, video or image files")
-    pseudonyms = Pseudonyms(key)
-    num_units = min(_MAX_UNITS, -(-len(paths) // _SOURCES_PER_UNIT))
-    buckets: dict[int, list[tuple[Path, str]]] = {}
-    for path in paths:
-        name = path.relative_to(root).as_posix()
-        number = pseudonyms.number("unit", read_patient(path, name)) % num_units
-        buckets.setdefault(number, []).append((path, name))
-    return [Unit(number, tuple(sources)) for number, sources in sorted(buckets.items())]
+    out = Store(job.out)
+    with out.locked("job"):
+        plan_hash = _claim(job, plan)
+        _clean(out)
+        yield from _run_units(job, plan, execute, list(range(plan.num_units)))
+        if not out.exists(MANIFEST):
+            _merge(job, plan, plan_hash)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not path.is_symlink() and not hidden:
-            yield path
-
-
-def run(units: list[Unit], out: Path, policy: Policy, key: bytes, num_workers: int) -> Iterator[Unit]:
-    """Run all units that are not committed yet, then write the manifest. Yields each finished unit.
+def run_slice(job: Job, plan: Plan, execute: Execute, place: int, num_slices: int) -> Iterator[Progress]:
+    """Run units place, place + num_slices, ...; whoever finishes the last unit of the job writes the manifest.
 
     Raises:
-        InputError: `out` holds the shards of another plan.
+        InputError: as run().
 
     """
-    (out / "outcomes").mkdir(parents=True, exist_ok=True)
-    plan_hash = _claim(units, out, policy, key)
-    if not (out / MANIFEST).exists():
-        for leftover in out.rglob(".*.tmp"):  # of a killed worker
-            leftover.unlink()
-    todo = [unit for unit in units if not _outcome_path(out, unit).exists()]
-    yield from (unit for unit in units if _outcome_path(out, unit).exists())
-    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(run_unit, unit, out, policy, key): unit for unit in todo}
-        for future in as_completed(futures):
-            future.result()
-            yield futures[future]
-    _merge(units, out, policy, plan_hash).save(out)
+    out = Store(job.out)
+    if not 0 <= place < num_slices:
+        raise InputError(f"unit {place}/{num_slices}: the first number must be from 0 to {num_slices - 1}")
+    with out.locked("job", shared=True), out.locked(f"slice-{place}-{num_slices}"):
+        plan_hash = _claim(job, plan)
+        yield from _run_units(job, plan, execute, list(range(place, plan.num_units, num_slices)))
+        with out.locked("merge", wait=True):
+            if not num_missing(job, plan) and not out.exists(MANIFEST):
+                _merge(job, plan, plan_hash)
 
 
-def _claim(units: list[Unit], out: Path, policy: Policy, key: bytes) -> str:
-    sizes = [(unit.number, name, path.stat().st_size) for unit in units for path, name in unit.sources]
-    plan_hash = Pseudonyms(key).of("plan", json.dumps([sizes, repr(policy)]))
-    path = out / _PLAN
-    if path.exists() and json.loads(path.read_text())["plan"] != plan_hash:
+def num_missing(job: Job, plan: Plan) -> int:
+    """Units without a commit."""
+    return len(_missing(Store(job.out), list(range(plan.num_units))))
+
+
+def on_processes(num_workers: int) -> Execute:
+    """Run units on processes of this machine. A process that is killed costs its unit a second try."""
+
+    def execute(job: Job, plan: Plan, units: list[int]) -> Iterator[Progress]:
+        left = set(units)
+        for _ in range(_MAX_DEATHS):
+            try:
+                for progress in _on_pool(job, plan, sorted(left), num_workers):
+                    left.discard(progress.unit)
+                    yield progress
+            except BrokenProcessPool:
+                continue
+            return
         raise InputError(
-            f"{out}: holds shards of other sources, settings or another key; give a new OUT or delete this one"
+            f"{job.out}: worker processes were killed {_MAX_DEATHS} times, perhaps for want of memory; "
+            "give fewer --workers and run the same command again"
         )
-    write_atomically(path, json.dumps({"plan": plan_hash}).encode())
+
+    return execute
+
+
+def _on_pool(job: Job, plan: Plan, units: list[int], num_workers: int) -> Iterator[Progress]:
+    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(run_unit, job, plan, unit) for unit in units]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _run_units(job: Job, plan: Plan, execute: Execute, units: list[int]) -> Iterator[Progress]:
+    out = Store(job.out)
+    missing = set(_missing(out, units))
+    for unit in units:
+        if unit not in missing:
+            yield _progress_of(out, unit)
+    try:
+        yield from execute(job, plan, sorted(missing))
+    except OSError as error:
+        raise InputError(explain(error, job)) from error
+
+
+def _missing(out: Store, units: list[int]) -> list[int]:
+    committed = set(out.names(OUTCOMES, ".jsonl"))
+    return [unit for unit in units if Path(outcomes_name(unit)).name not in committed]
+
+
+def _progress_of(out: Store, unit: int) -> Progress:
+    lines = read_lines(out, unit)
+    outcomes = Counter(line["outcome"] for line in lines)
+    return Progress(unit, dict(outcomes), sum(line.get("frames", 0) for line in lines), resumed=True)
+
+
+def _merge(job: Job, plan: Plan, plan_hash: str) -> None:
+    try:
+        merge(job, plan, plan_hash)
+    except OSError as error:
+        raise InputError(explain(error, job)) from error
+
+
+def _claim(job: Job, plan: Plan) -> str:
+    """Mark OUT as holding this plan; returns the plan's keyed hash."""
+    out = Store(job.out)
+    if out.is_local:
+        out.path(OUTCOMES).mkdir(parents=True, exist_ok=True)
+    labels = job.labels.read_text() if job.labels else ""
+    pseudonyms = Pseudonyms(load_key(job.key_file))
+    plan_hash = pseudonyms.of("plan", f"{plan.sha256}\0{job.policy.hash()}\0{labels}")
+    if out.exists(_PLAN) and json.loads(out.read(_PLAN))["plan"] != plan_hash:
+        raise InputError(
+            f"{job.out}: holds shards of other sources, settings, decoder versions or another key; "
+            "give a new OUT, or delete this one"
+        )
+    out.write(_PLAN, json.dumps({"plan": plan_hash}).encode())
     return plan_hash
 
 
-def _outcome_path(out: Path, unit: Unit) -> Path:
-    return out / "outcomes" / f"{unit.number:05d}.jsonl"
-
-
-def _shards_path(out: Path, unit: Unit) -> Path:
-    return out / "outcomes" / f"{unit.number:05d}.shards.json"
-
-
-def run_unit(unit: Unit, out: Path, policy: Policy, key: bytes) -> None:
-    """Decode, cut and write one unit: its tars, then its outcomes, one line per source."""
-    cv2.setNumThreads(1)  # the job is parallel over units
-    pseudonyms = Pseudonyms(key)
-    samples: dict[Split, list[Sample]] = {"train": [], "val": []}
-    lines = []
-    seen: set[str] = set()  # a patient's copies meet here: one patient is in one unit
-    for path, name in unit.sources:
-        outcome: dict[str, str | int] = {"source": pseudonyms.of("source", name)}
-        try:
-            recording = _read_once(path, name, seen)
-            split, made = _samples_of(recording, policy, pseudonyms)
-            samples[split] += made
-            seen.add(recording.clip)
-            outcome |= {"outcome": "accepted", "frames": len(made)}
-        except Rejected as refusal:
-            outcome |= {"outcome": refusal.reason}
-        lines.append(json.dumps(outcome, sort_keys=True))
-    shards = [_write(out, f"{split}-{unit.number:05d}-000.tar", split, some) for split, some in samples.items() if some]
-    write_atomically(_shards_path(out, unit), json.dumps([shard.model_dump() for shard in shards]).encode())
-    write_atomically(_outcome_path(out, unit), ("\n".join(lines) + "\n").encode())
-
-
-def _read_once(path: Path, name: str, seen: set[str]) -> Recording:
-    recording = read(path, name)
-    if recording.clip in seen:
-        raise Rejected(Reason.DUPLICATE)
-    return recording
-
-
-def _samples_of(recording: Recording, policy: Policy, pseudonyms: Pseudonyms) -> tuple[Split, list[Sample]]:
-    share = pseudonyms.number("split", recording.patient) / 2**64
-    clips = cut_clips(recording, policy.max_frames, policy.public)
-    made = [
-        sample
-        for number, clip in enumerate(clips)
-        for sample in _samples_of_clip(recording, clip, policy.dataset, pseudonyms.of(f"clip-{number}", recording.clip))
-    ]
-    return ("val" if share < policy.val_share else "train"), made
-
-
-def _samples_of_clip(recording: Recording, clip: Clip, dataset: str, pseudonym: str) -> Iterator[Sample]:
-    meta = Meta(
-        dataset=dataset,
-        clip=pseudonym,
-        frame=0,
-        percentiles=clip.percentiles,
-        source_kind=recording.source_kind,
-        certificate=clip.certificate,
-        mm_per_pixel=clip.mm_per_pixel,
-        manufacturer=recording.tags.get("manufacturer"),
-        body_part=recording.tags.get("body_part"),
-    )
-    times = recording.frame_times_ms
-    for frame_id, frame in zip(clip.frame_ids, clip.frames, strict=True):
-        time_ms = None if times is None else round(float(times[frame_id]), 3)
-        yield Sample(
-            key=f"{pseudonym}-{frame_id:05d}",
-            frame=frame,
-            region=clip.region,
-            meta=replace(meta, frame=int(frame_id), time_ms=time_ms),
-        )
-
-
-def _write(out: Path, name: str, split: Split, samples: list[Sample]) -> ShardInfo:
-    num_samples = write_shard(out / name, samples)
-    size = (out / name).stat().st_size
-    return ShardInfo(name=name, split=split, num_samples=num_samples, num_bytes=size, sha256=sha256_of(out / name))
-
-
-def _merge(units: list[Unit], out: Path, policy: Policy, plan_hash: str) -> Manifest:
-    outcomes: Counter[str] = Counter()
-    shards = []
-    for unit in units:
-        lines = _outcome_path(out, unit).read_text().splitlines()
-        outcomes.update(json.loads(line)["outcome"] for line in lines)
-        shards += [ShardInfo(**info) for info in json.loads(_shards_path(out, unit).read_text())]
-    return Manifest(
-        dataset=policy.dataset,
-        plan=plan_hash,
-        public=policy.public,
-        outcomes=dict(sorted(outcomes.items())),
-        shards=tuple(sorted(shards, key=lambda shard: shard.name)),
-    )
+def _clean(out: Store) -> None:
+    """Remove what killed workers left."""
+    if not out.is_local:
+        return
+    for leftover in [*out.path().glob(".*.tmp"), *out.path(OUTCOMES).glob(".*.tmp")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()

@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sharding.preprocess import Pixels
 from sharding.recording import InputError
-from sharding.writer import write_atomically
+from sharding.store import Store
 
 MANIFEST = "manifest.json"
 Split = Literal["train", "val"]
@@ -30,53 +31,63 @@ class Manifest(BaseModel):
     Attributes:
         dataset: name, also in every sample.
         plan: keyed hash of sources and settings; the same plan makes the same bytes.
-        public: true when the user vouched for pixels that have no certificate.
+        key_id: pseudonym of the key, to tell whether two directories share their pseudonyms.
+        pixels: `certified`, or `public` or `as_is` when the user vouched for the pixels.
+        max_frames: frames kept per clip at most.
+        stride: only every stride-th frame was a candidate.
+        val_share: share of patients in the val split.
+        tools: versions of what decoded and encoded.
         outcomes: number of sources by outcome.
+        certificates: number of clips by certificate.
+        notes: number of clips or frames that were changed: truncated, inpainted, dropped.
         shards: in order of name.
 
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     codec: Literal["jpeg"] = "jpeg"
     dataset: str
     plan: str
-    public: bool
+    key_id: str
+    pixels: Pixels
+    max_frames: int
+    stride: int
+    val_share: float
+    tools: dict[str, str]
     outcomes: dict[str, int]
+    certificates: dict[str, int]
+    notes: dict[str, int]
     shards: tuple[ShardInfo, ...]
 
     def num_samples(self, split: str | None = None) -> int:
         """Samples in all, or in one split."""
         return sum(shard.num_samples for shard in self.shards if split in {None, shard.split})
 
-    def save(self, directory: Path) -> None:
+    def save(self, out: Store) -> None:
         """Write manifest.json whole or not at all."""
-        write_atomically(directory / MANIFEST, (self.model_dump_json(indent=1) + "\n").encode())
+        out.write(MANIFEST, (self.model_dump_json(indent=1) + "\n").encode())
 
     def sha256(self) -> str:
         """Identity of the data: hash over the shards' hashes."""
         return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
 
-def load_manifest(directory: Path) -> Manifest:
-    """Read the manifest of a finished shard directory.
+def load_manifest(directory: Path | str) -> Manifest:
+    """Read the manifest of a finished shard directory, local or remote.
 
     Raises:
         InputError: no such directory, no manifest yet, or not one of ours.
 
     """
-    if not directory.is_dir():
+    store = Store(directory)
+    if not store.exists():
         raise InputError(f"shards: {directory} is not a folder; make it with `make shards SRC=... OUT={directory}`")
-    path = directory / MANIFEST
-    if not path.is_file():
+    if not store.exists(MANIFEST):
         raise InputError(f"shards: {directory} has no {MANIFEST}, so it is not finished; run `us-jepa shards` again")
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(store.read(MANIFEST))
     except ValidationError as error:
-        raise InputError(f"{path}: not a manifest of this version ({error.error_count()} errors)") from error
-
-
-def sha256_of(path: Path) -> str:
-    """Content hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        raise InputError(
+            f"{store / MANIFEST}: not a manifest of this version ({error.error_count()} errors)"
+        ) from error

@@ -19,40 +19,52 @@ class InputError(ValueError):
 
 
 class Reason(StrEnum):
-    """Every outcome of a source other than accepted. The only text about a refusal that leaves the job."""
+    """Every outcome of a source other than accepted. The only text about a refusal that leaves the job.
+
+    Attributes:
+        meaning: for the report.
+
+    """
+
+    meaning: str
+
+    def __new__(cls, code: str, meaning: str = "") -> "Reason":
+        reason = str.__new__(cls, code)
+        reason._value_, reason.meaning = code, meaning
+        return reason
 
     # the file
-    NOT_READABLE_KIND = "not_readable_kind"  # neither DICOM nor a known video, image or archive
-    UNREADABLE = "unreadable"  # the file system would not hand it over
-    ENCRYPTED = "encrypted"  # member of an archive with a password
-    UNSAFE_NAME = "unsafe_name"  # member of an archive whose name leaves it, or a link or a device
-    NESTED_ARCHIVE = "nested_archive"  # archive inside an archive
+    NOT_READABLE_KIND = "not_readable_kind", "neither DICOM nor a known video, image or archive"
+    UNREADABLE = "unreadable", "the file system would not hand it over"
+    ENCRYPTED = "encrypted", "member of an archive with a password"
+    UNSAFE_NAME = "unsafe_name", "member of an archive whose name leaves it, or a link or a device"
+    NESTED_ARCHIVE = "nested_archive", "archive inside an archive"
     # what it holds
-    NOT_IMAGE = "not_image"  # DICOM without pixels: report, waveform, directory
-    NOT_ULTRASOUND = "not_ultrasound"  # Modality of something else
-    SOP_REFUSED = "sop_refused"  # secondary capture and camera pictures: scanned forms, rooms, faces
-    UNSUPPORTED_SOP = "unsupported_sop"  # ultrasound, but not a 2-D image or cine
+    NOT_IMAGE = "not_image", "DICOM without pixels: report, waveform, directory"
+    NOT_ULTRASOUND = "not_ultrasound", "Modality of something else"
+    SOP_REFUSED = "sop_refused", "secondary capture and camera pictures: scanned forms, rooms, faces"
+    UNSUPPORTED_SOP = "unsupported_sop", "ultrasound, but not a 2-D image or cine"
     # its pixels
-    UNSUPPORTED_CODEC = "unsupported_codec"  # transfer syntax that no installed decoder takes, or pixels behind a URL
-    UNDECODABLE = "undecodable"  # the decoder failed
-    EMPTY = "empty"  # no frame
-    TOO_LARGE = "too_large"  # above the pixel, frame or byte limit
-    INFLATE_RATIO = "inflate_ratio"  # unpacks to more than a hundredfold: a bomb
-    SIZE_MISMATCH = "size_mismatch"  # codestream and header disagree about rows and columns
-    FRAME_COUNT_MISMATCH = "frame_count_mismatch"  # fragments cannot be told apart into the declared frames
-    TIMEOUT = "timeout"  # decoding took longer than allowed, twice
-    CRASHED = "crashed"  # the decoder died, twice
-    OUT_OF_MEMORY = "out_of_memory"  # decoding needed more memory than allowed
+    UNSUPPORTED_CODEC = "unsupported_codec", "transfer syntax that no installed decoder takes, or pixels behind a URL"
+    UNDECODABLE = "undecodable", "the decoder failed"
+    EMPTY = "empty", "no frame"
+    TOO_LARGE = "too_large", "above the pixel, frame or byte limit"
+    INFLATE_RATIO = "inflate_ratio", "unpacks to more than a hundredfold: a bomb"
+    SIZE_MISMATCH = "size_mismatch", "codestream and header disagree about rows and columns"
+    FRAME_COUNT_MISMATCH = "frame_count_mismatch", "fragments cannot be told apart into the declared frames"
+    TIMEOUT = "timeout", "decoding took longer than allowed, twice"
+    CRASHED = "crashed", "the decoder died, twice"
+    OUT_OF_MEMORY = "out_of_memory", "decoding needed more memory than allowed"
     # what may be kept of them
-    NO_CONE = "no_cone"  # no single solid sector inside a valid region tag
-    NO_MOTION = "no_motion"  # cine without region tag whose sector does not move
-    UNCERTIFIED_STILL = "uncertified_still"  # still without a valid region tag or device profile
-    TEXT_IN_REGION = "text_in_region"  # letters inside the sector
-    COLOUR_OVERLAY = "colour_overlay"  # coloured marks on more than 5 % of every frame
-    COLOUR_CAST = "colour_cast"  # tinted throughout: wrongly decoded or no B-mode
+    NO_CONE = "no_cone", "no single solid sector inside a valid region tag"
+    NO_MOTION = "no_motion", "cine without region tag whose sector does not move"
+    UNCERTIFIED_STILL = "uncertified_still", "still without a valid region tag or device profile"
+    TEXT_IN_REGION = "text_in_region", "letters inside the sector"
+    COLOUR_OVERLAY = "colour_overlay", "coloured marks on more than 5 % of every frame"
+    COLOUR_CAST = "colour_cast", "tinted throughout: wrongly decoded or no B-mode"
     # beside other recordings
-    DUPLICATE = "duplicate"  # the same pixels came before it
-    UID_CONFLICT = "uid_conflict"  # the same instance identifier came before it, with other pixels
+    DUPLICATE = "duplicate", "the same pixels came before it"
+    UID_CONFLICT = "uid_conflict", "the same instance identifier came before it, with other pixels"
 
 
 class Rejected(Exception):  # noqa: N818 - a verdict, not an error
@@ -113,6 +125,7 @@ class Recording:
         device: manufacturer and model as the source spells them, to find a device profile; never stored.
         is_lossy: the source's codec loses information; between copies the other one is kept.
         is_truncated: the source ends early; the frames that are whole are here.
+        mask: (H, W) bool, the scan as a published set marks it; None when it does not.
 
     """
 
@@ -130,3 +143,4 @@ class Recording:
     device: tuple[str, str] = ("", "")
     is_lossy: bool = False
     is_truncated: bool = False
+    mask: np.ndarray | None = None

@@ -1,33 +1,58 @@
 """report.html of a shard directory: what a privacy officer looks at and signs."""
 
+import json
 import math
+from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from sharding.manifest import Manifest, load_manifest
-from sharding.order import Order
+from sharding.merge import samples_of
 from sharding.page import Figure, Section, render_page
 from sharding.preprocess import stretch, to_square
-from sharding.stream import ShardReader
-from sharding.writer import write_atomically
+from sharding.recording import Reason
+from sharding.sample import decode
+from sharding.store import Store
+from sharding.unit import OUTCOMES
 
+REPORT = "report.html"
 _TILE = 128
 _COLUMNS = 8
+_MAX_REFUSED = 16  # blurred pictures per reason
+_MAX_SHARDS = 200  # rows of the table; the manifest has them all
+_CERTIFICATES = {
+    "tag": "the scanner declared the region, and one solid sector was found in it",
+    "motion": "one solid sector moves, in both halves of the clip",
+    "profile": "a device profile that the site has signed",
+    "public": "none: the user vouched for the pixels",
+    "as_is": "none: the user vouched for the pixels, whole frames",
+}
+_NOTES = {
+    "clips_truncated": "clips whose source ends early; its whole frames are here",
+    "frames_colour_overlay": "frames left out, more than 5 % of them coloured marks",
+    "frames_inpainted": "frames in which coloured marks were painted over",
+    "frames_near_identical": "frames left out, equal to the one before",
+}
 
 
-def contact_sheet(directory: Path, num_frames: int = 48) -> bytes:
-    """PNG of frames drawn evenly at random from all shards, as the encoder will see them."""
-    manifest = load_manifest(directory)
-    order = Order(tuple(shard.num_samples for shard in manifest.shards), seed=0)
-    shards, indices = order.at(np.arange(min(num_frames, order.num_samples)))
+def contact_sheet(directory: Path | str, num_frames: int = 48) -> bytes:
+    """PNG of frames from shards all over the directory, as the encoder will see them.
+
+    Keys are hashes, so the first samples of a shard are a random choice of it.
+    """
+    manifest, out = load_manifest(directory), Store(directory)
+    chosen = np.unique(np.linspace(0, len(manifest.shards) - 1, num_frames).round().astype(int))
+    per_shard = math.ceil(num_frames / len(chosen))
     tiles = []
-    for shard, index in zip(shards, indices, strict=True):
-        sample = ShardReader(directory / manifest.shards[shard].name)[int(index)]
-        stretched = stretch(sample.frame, sample.region, sample.meta.percentiles)
-        tiles.append(to_square(stretched, sample.region, _TILE)[0])
-    return grid_png(tiles, _COLUMNS)
+    for number in chosen:
+        for members in islice(samples_of(out, manifest.shards[number].name), per_shard):
+            key = members[0][0].partition(".")[0]
+            sample = decode(key, {name.partition(".")[2]: data for name, data in members})
+            stretched = stretch(sample.frame, sample.region, sample.meta.percentiles)
+            tiles.append(to_square(stretched, sample.region, _TILE)[0])
+    return grid_png(tiles[:num_frames], _COLUMNS)
 
 
 def grid_png(tiles: list[np.ndarray], columns: int) -> bytes:
@@ -40,30 +65,85 @@ def grid_png(tiles: list[np.ndarray], columns: int) -> bytes:
     return data
 
 
-def write_report(directory: Path) -> Path:
-    """Write report.html into a finished shard directory and return its path."""
-    manifest = load_manifest(directory)
-    sections = [_outcomes(manifest), _shards(manifest)]
-    if manifest.shards:
-        caption = "Frames as stored: cropped to the region, zero outside it, intensities stretched for display."
-        sections.append(Section("Accepted frames", figures=(Figure(contact_sheet(directory), caption),)))
-    vouched = (
-        "The user vouched for pixels without a certificate." if manifest.public else "Uncertified pixels were refused."
-    )
+def write_report(directory: Path | str) -> str:
+    """Write report.html into a finished shard directory; returns where it is."""
+    manifest, out = load_manifest(directory), Store(directory)
+    sections = [_outcomes(manifest), _certificates(manifest), _accepted(manifest, directory), *_refused(out)]
+    sections += [_shards(manifest), _how(manifest), _signature(manifest)]
+    vouched = {
+        "certified": "Pixels without a certificate were refused.",
+        "public": "The user vouched for pixels without a certificate.",
+        "as_is": "The user vouched for all pixels; nothing was searched or cut.",
+    }[manifest.pixels]
     lead = f"{manifest.num_samples()} frames in {len(manifest.shards)} shards. {vouched} Data {manifest.sha256()[:16]}."
-    path = directory / "report.html"
-    write_atomically(path, render_page(f"Shards of {manifest.dataset}", lead, sections).encode())
-    return path
+    out.write(REPORT, render_page(f"Shards of {manifest.dataset}", lead, sections).encode())
+    return out / REPORT
 
 
 def _outcomes(manifest: Manifest) -> Section:
-    rows = tuple((name, str(count)) for name, count in manifest.outcomes.items())
+    meanings = {str(reason): reason.meaning for reason in Reason} | {"accepted": "its frames are in the shards"}
+    rows = tuple((f"{name}: {meanings[name]}", str(count)) for name, count in manifest.outcomes.items())
     total = ("all sources", str(sum(manifest.outcomes.values())))
     return Section("What became of every source", table=(("outcome", "sources"), *rows, total))
 
 
+def _certificates(manifest: Manifest) -> Section:
+    rows = [(f"{name}: {_CERTIFICATES[name]}", str(count)) for name, count in manifest.certificates.items()]
+    rows += [(_NOTES[name], str(count)) for name, count in manifest.notes.items()]
+    return Section("What vouches for the kept pixels, and what was changed", table=(("", "number"), *rows))
+
+
+def _accepted(manifest: Manifest, directory: Path | str) -> Section:
+    if not manifest.shards:
+        return Section("Accepted frames", "None.")
+    caption = "Frames as stored: cropped to the region, zero outside it, intensities stretched for display."
+    return Section("Accepted frames", figures=(Figure(contact_sheet(directory), caption),))
+
+
+def _refused(out: Store) -> list[Section]:
+    """Blurred pictures of what was refused after it had been decoded, by reason."""
+    tiles: dict[str, list[np.ndarray]] = {}
+    for name in out.names(OUTCOMES, ".shards.json"):
+        for reason, pictures in json.loads(out.read(f"{OUTCOMES}/{name}"))["refused"].items():
+            kept = tiles.setdefault(reason, [])
+            kept += [_tile(picture) for picture in pictures[: _MAX_REFUSED - len(kept)]]
+    figures = tuple(
+        Figure(grid_png(some, _COLUMNS), f"{reason}: {Reason(reason).meaning}")
+        for reason, some in sorted(tiles.items())
+        if some
+    )
+    return [Section("Refused recordings, blurred to 16 x 16 levels", figures=figures)] if figures else []
+
+
+def _tile(picture: str) -> np.ndarray:
+    levels = np.frombuffer(bytes.fromhex(picture), np.uint8)
+    side = math.isqrt(len(levels))
+    tile: np.ndarray = cv2.resize(levels.reshape(side, side), (_TILE, _TILE), interpolation=cv2.INTER_CUBIC)
+    return tile
+
+
 def _shards(manifest: Manifest) -> Section:
     rows = tuple(
-        (shard.name, str(shard.num_samples), f"{shard.num_bytes:,}", shard.sha256[:16]) for shard in manifest.shards
+        (shard.name, str(shard.num_samples), f"{shard.num_bytes:,}", shard.sha256[:16])
+        for shard in manifest.shards[:_MAX_SHARDS]
     )
-    return Section("Shards", table=(("shard", "frames", "bytes", "sha256"), *rows))
+    more = len(manifest.shards) - len(rows)
+    text = f"{more} more in manifest.json." if more else ""
+    return Section("Shards", text, table=(("shard", "frames", "bytes", "sha256"), *rows))
+
+
+def _how(manifest: Manifest) -> Section:
+    rows = [("pixels", manifest.pixels), ("frames per clip at most", str(manifest.max_frames))]
+    rows += [("stride", str(manifest.stride)), ("share of patients for val", str(manifest.val_share))]
+    rows += [("key", manifest.key_id[:8]), ("plan", manifest.plan[:8]), *manifest.tools.items()]
+    return Section("How it was made", table=(("setting", "value"), *rows))
+
+
+def _signature(manifest: Manifest) -> Section:
+    text = (
+        "Certified means certified by this policy; it is no expert determination. What is left to judge: letters inside "
+        "the sector too faint to find, faces in renderings, rare diseases and devices. "
+        f"Reviewed, data {manifest.sha256()[:16]}:"
+    )
+    rows = (("name", "."), ("date", "."), ("signature", "."))
+    return Section("Release", text, table=(("", " " * 40), *rows))

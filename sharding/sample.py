@@ -6,7 +6,7 @@ open a shard.
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -25,11 +25,13 @@ class Meta:
         frame: index in the recording.
         percentiles: grey levels (low, high) at 2 and 98 % inside the region.
         source_kind: `dicom`, `video` or `image`.
-        certificate: what vouches for the region: `tag`, `motion`, `public`.
+        certificate: what vouches for the region: `tag`, `motion`, `profile`, `public`, `as_is`.
         time_ms: milliseconds since the first frame of the recording.
         mm_per_pixel: (x, y).
         manufacturer: family, from a closed table.
         body_part: coded, from a closed table.
+        patient: pseudonym of the patient, or of the group that a table of labels gives.
+        label: class name from a table of labels.
 
     """
 
@@ -43,6 +45,8 @@ class Meta:
     mm_per_pixel: tuple[float, float] | None = None
     manufacturer: str | None = None
     body_part: str | None = None
+    patient: str | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,27 @@ def encode(sample: Sample) -> dict[str, bytes]:
         ValueError: the key has a character that is not in [a-z0-9_-].
 
     """
-    if not KEY.fullmatch(sample.key):
-        raise ValueError(f"key {sample.key!r}: only [a-z0-9_-] is allowed, a dot would merge samples in readers")
-    frame = sample.frame * sample.region  # after this line nothing outside the region exists
-    meta = {name: value for name, value in asdict(sample.meta).items() if value is not None}
-    return {
-        f"{sample.key}.jpg": _encoded(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]),
-        f"{sample.key}.json": json.dumps(meta, sort_keys=True, separators=(",", ":")).encode(),
-        f"{sample.key}.region.png": _encoded(".png", sample.region * np.uint8(255), [cv2.IMWRITE_PNG_BILEVEL, 1]),
-    }
+    jpg = encode_frame(sample.frame, sample.region)
+    return name_members(sample.key, sample.meta, jpg, encode_region(sample.region))
+
+
+def name_members(key: str, meta: Meta, jpg: bytes, region_png: bytes) -> dict[str, bytes]:
+    """Members of a sample whose pixels are encoded already."""
+    if not KEY.fullmatch(key):
+        raise ValueError(f"key {key!r}: only [a-z0-9_-] is allowed, a dot would merge samples in readers")
+    known = {name: value for name, value in vars(meta).items() if value is not None}
+    said = json.dumps(known, sort_keys=True, separators=(",", ":")).encode()
+    return {f"{key}.jpg": jpg, f"{key}.json": said, f"{key}.region.png": region_png}
+
+
+def encode_frame(frame: np.ndarray, region: np.ndarray) -> bytes:
+    """JPEG of a frame (h, w) uint8; after it nothing outside the region (h, w) bool exists."""
+    return _encoded(".jpg", frame * region, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+
+
+def encode_region(region: np.ndarray) -> bytes:
+    """One-bit PNG of a region (h, w) bool."""
+    return _encoded(".png", region * np.uint8(255), [cv2.IMWRITE_PNG_BILEVEL, 1])
 
 
 def _encoded(extension: str, pixels: np.ndarray, options: list[int]) -> bytes:

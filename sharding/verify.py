@@ -1,58 +1,132 @@
 """Read finished shards again and say the first thing that is wrong, by name."""
 
-import tarfile
+import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sharding.manifest import ShardInfo, load_manifest, sha256_of
+from pydantic import TypeAdapter, ValidationError
+
+from sharding.manifest import ShardInfo, load_manifest
+from sharding.merge import samples_of
 from sharding.recording import InputError
-from sharding.sample import KEY, decode
+from sharding.sample import KEY, Meta, Sample, decode
+from sharding.store import Store
+from sharding.text import has_text
+
+_CHUNK = 1 << 24
+_META = TypeAdapter(Meta)
 
 
-def verify(directory: Path) -> Iterator[tuple[ShardInfo, int]]:
-    """Check one shard after the other: size, content hash, keys, and that every sample decodes.
+def load_forbidden(path: Path) -> re.Pattern[bytes]:
+    """Pattern that finds any line of a file, letter case aside.
+
+    Raises:
+        InputError: no such file, or nothing in it.
+
+    """
+    if not path.is_file():
+        raise InputError(f"forbid {path}: no such file; give one name or number per line")
+    words = [line.strip() for line in path.read_bytes().splitlines() if line.strip()]
+    if not words:
+        raise InputError(f"forbid {path}: no line in it; give one name or number per line")
+    return re.compile(b"|".join(map(re.escape, sorted(words, key=len, reverse=True))), re.IGNORECASE)
+
+
+def verify(
+    directory: Path | str, forbidden: re.Pattern[bytes] | None = None, text: bool = True
+) -> Iterator[tuple[ShardInfo, int]]:
+    """Check one shard after the other: content hash, keys, allow-list, that every sample decodes and shows no letters.
+
+    Args:
+        directory: finished shard directory.
+        forbidden: must not occur in any byte of the directory.
+        text: look for letters in one frame of every clip.
 
     Yields:
         each shard with its number of samples, once it has passed.
 
     Raises:
-        InputError: names the shard, what it has and what the manifest says.
+        InputError: names the shard, what it has and what would be right.
 
     """
-    manifest = load_manifest(directory)
-    extra = {path.name for path in directory.glob("*.tar")} - {shard.name for shard in manifest.shards}
+    manifest, out = load_manifest(directory), Store(directory)
+    extra = set(out.names("", ".tar")) - {shard.name for shard in manifest.shards}
     if extra:
         raise InputError(f"{directory}: {sorted(extra)[0]} is not in the manifest; delete it or shard again")
+    for folder, suffix in (("", ".json"), ("", ".html"), ("outcomes", ".jsonl"), ("outcomes", ".json")):
+        for name in out.names(folder, suffix):
+            _check_words(out, f"{folder}/{name}".lstrip("/"), forbidden)
     for shard in manifest.shards:
-        _check_bytes(directory / shard.name, shard)
-        yield shard, _check_samples(directory / shard.name, shard)
+        _check_bytes(out, shard)
+        _check_words(out, shard.name, forbidden)
+        yield shard, _check_samples(out, shard, text)
 
 
-def _check_bytes(path: Path, shard: ShardInfo) -> None:
-    if not path.is_file():
-        raise InputError(f"{path}: missing; run `us-jepa shards` again")
-    found = sha256_of(path)
+def _check_words(out: Store, name: str, forbidden: re.Pattern[bytes] | None) -> None:
+    if forbidden is not None and (found := forbidden.search(out.read(name))):
+        raise InputError(
+            f"{out / name}: a forbidden string occurs at byte {found.start()} ({found.end() - found.start()} bytes); "
+            "do not share this directory"
+        )
+
+
+def _check_bytes(out: Store, shard: ShardInfo) -> None:
+    if not out.exists(shard.name):
+        raise InputError(f"{out / shard.name}: missing; run `us-jepa shards` again")
+    digest = hashlib.sha256()
+    with out.open(shard.name) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    found = digest.hexdigest()
     if found != shard.sha256:
         raise InputError(
-            f"{path}: sha256 is {found[:12]}..., the manifest says {shard.sha256[:12]}...; "
+            f"{out / shard.name}: sha256 is {found[:12]}..., the manifest says {shard.sha256[:12]}...; "
             "the file was changed after it was written: restore it, or delete the folder and shard again"
         )
 
 
-def _check_samples(path: Path, shard: ShardInfo) -> int:
-    samples: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            key, _, extension = member.name.partition(".")
-            file = tar.extractfile(member)
-            if not KEY.fullmatch(key) or file is None:
-                raise InputError(f"{path}: member {member.name!r} is not <key>.<extension> with a key of [a-z0-9_-]")
-            samples.setdefault(key, {})[extension] = file.read()
-    for key, members in samples.items():
-        try:
-            decode(key, members)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path}: {error}") from error
-    if len(samples) != shard.num_samples:
-        raise InputError(f"{path}: {len(samples)} samples, the manifest says {shard.num_samples}")
-    return len(samples)
+def _check_samples(out: Store, shard: ShardInfo, text: bool) -> int:
+    path = out / shard.name
+    keys: set[str] = set()
+    clips: set[str] = set()
+    for members in samples_of(out, shard.name):
+        sample = _check_sample(path, members)
+        if sample.key in keys:
+            raise InputError(f"{path}: key {sample.key!r} occurs twice; readers would lose one of them")
+        keys.add(sample.key)
+        if text and sample.meta.clip not in clips and sample.meta.certificate not in _VOUCHED:
+            _check_text(path, sample)
+        clips.add(sample.meta.clip)
+    if len(keys) != shard.num_samples:
+        raise InputError(f"{path}: {len(keys)} samples, the manifest says {shard.num_samples}")
+    return len(keys)
+
+
+_VOUCHED = {"public", "as_is"}
+
+
+def _check_sample(path: str, members: list[tuple[str, bytes]]) -> Sample:
+    parts = {name.partition(".")[2]: data for name, data in members}
+    key = members[0][0].partition(".")[0]
+    if not KEY.fullmatch(key) or "" in parts:
+        name = members[0][0]
+        raise InputError(f"{path}: member {name!r} is not <key>.<extension> with a key of [a-z0-9_-]")
+    try:
+        sample = decode(key, parts)
+        _META.validate_python(vars(sample.meta), strict=True)
+    except ValidationError as error:
+        wrong = error.errors()[0]["loc"][0]
+        raise InputError(f"{path}: sample {key}: {wrong!r} of its json is not of the type that is allowed") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: {error}") from error
+    if unknown := set(parts) - {"jpg", "json", "region.png"}:
+        raise InputError(f"{path}: sample {key}: member .{sorted(unknown)[0]} is not one of jpg, json, region.png")
+    return sample
+
+
+def _check_text(path: str, sample: Sample) -> None:
+    if has_text(sample.frame[None], sample.region):
+        raise InputError(
+            f"{path}: sample {sample.key} seems to show letters inside its region; look at it with `us-jepa preview`"
+        )

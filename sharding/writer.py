@@ -1,43 +1,56 @@
-"""Deterministic tars, and writes that are whole or absent."""
+"""Deterministic tars: USTAR, no time, no user; the same members give the same bytes.
 
+webdataset's own writer is not used: it stamps the time and the user, accepts keys with dots, and leaves a whole-looking
+tar after a crash.
+"""
+
+import hashlib
 import io
-import os
 import tarfile
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
-from sharding.sample import Sample, encode
+from sharding.store import Store
 
 
-def write_shard(path: Path, samples: Iterable[Sample]) -> int:
-    """Write samples to a tar in order of key; the same samples give the same bytes. Returns their number.
+def write_shard(out: Store, name: str, members: Iterable[tuple[str, bytes]]) -> tuple[int, str]:
+    """Write members (file name, content) to a tar in the order given, through a file that is whole or absent.
 
-    webdataset's own writer is not used: it stamps the time and the user, accepts keys with dots, and leaves a
-    whole-looking tar after a crash.
+    Returns:
+        its size in bytes and its sha256.
+
     """
-    buffer = io.BytesIO()
-    num_samples = 0
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for sample in sorted(samples, key=lambda sample: sample.key):
-            for name, data in encode(sample).items():
-                info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, the names of user and group empty
-                info.size, info.mode = len(data), 0o444
-                tar.addfile(info, io.BytesIO(data))
-            num_samples += 1
-    write_atomically(path, buffer.getvalue())
-    return num_samples
+    if out.is_local:
+        with out.writing(name) as file:
+            return _write_tar(file, members)
+    with tempfile.NamedTemporaryFile() as local:
+        written = _write_tar(local, members)
+        local.flush()
+        out.upload(Path(local.name), name)
+    return written
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a crash at any moment leaves the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+def _write_tar(file: IO[bytes], members: Iterable[tuple[str, bytes]]) -> tuple[int, str]:
+    hashed = _Hashed(file)
+    with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+        for name, data in members:
+            info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, the names of user and group empty
+            info.size, info.mode = len(data), 0o444
+            tar.addfile(info, io.BytesIO(data))
+    return hashed.num_bytes, hashed.sha256.hexdigest()
+
+
+class _Hashed:
+    """A file that hashes what is written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self.num_bytes += len(data)
+        return self._file.write(data)

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sharding.job import Policy, plan, run
+from sharding.job import on_processes, run
+from sharding.plan import make_plan
+from sharding.policy import Job, Policy
+from sharding.recording import FrameChoice
 from sharding.sources.synthetic_files import write_demo_set
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +31,17 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Finished shard directory of the labelled folder."""
     out = tmp_path_factory.mktemp("shards")
-    list(run(plan(labelled, KEY), out, Policy("tiny", max_frames=4, val_share=0.1), KEY, num_workers=2))
+    return make_shards(labelled, out, Policy("tiny", FrameChoice(max_frames=4), val_share=0.1), num_workers=2)
+
+
+def make_shards(source: Path, out: Path, policy: Policy, num_workers: int = 1, key: bytes = KEY) -> Path:
+    """Shard a folder with the key file beside OUT; returns OUT."""
+    key_file = out.parent / f"{out.name}-key"
+    if not key_file.exists():
+        key_file.touch(mode=0o600)
+    key_file.write_bytes(key)
+    job = Job(str(source), str(out), policy, key_file)
+    list(run(job, make_plan(job), on_processes(num_workers)))
     return out
 
 

@@ -1,0 +1,212 @@
+"""One source to encoded clips: everything that touches hostile bytes. Runs inside a killable child; see isolate.py."""
+
+import errno
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from sharding.preprocess import Clip, Pixels, cut_clips
+from sharding.profiles import Profile
+from sharding.recording import FrameChoice, Reason, Recording, Rejected
+from sharding.sample import encode_frame, encode_region
+from sharding.sources import kind_of, read
+from sharding.sources.archive import members
+
+_THUMBNAIL = 16  # pixels; nothing smaller than an eighth of the frame can be read
+_FORBIDDEN = {errno.EACCES, errno.EPERM}  # of this file alone; any other error of the file system ends the job
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a child is asked to do.
+
+    Attributes:
+        path: local file.
+        name: below the source.
+        choice: frames to keep.
+        pixels: what may be kept; see preprocess.cut_clips.
+        profiles: signed by the site.
+        mask: image that is non-zero inside the scan, None when the source has none.
+        start: members of an archive that are done already.
+
+    """
+
+    path: Path
+    name: str
+    choice: FrameChoice = field(default_factory=FrameChoice)
+    pixels: Pixels = "certified"
+    profiles: tuple[Profile, ...] = ()
+    mask: Path | None = None
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """A clip as bytes: one JPEG per frame and the PNG of their region; the rest as in preprocess.Clip."""
+
+    jpgs: tuple[bytes, ...]
+    region_png: bytes
+    frame_ids: tuple[int, ...]
+    times_ms: tuple[float, ...] | None
+    percentiles: tuple[int, int]
+    mm_per_pixel: tuple[float, float] | None
+    certificate: str
+    notes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What became of one source, or of one member of an archive.
+
+    Attributes:
+        name: below the source, `archive!member` for a member.
+        refusal: None when accepted.
+        clips: one per region.
+        source_kind: `dicom`, `video`, `image`; empty when refused before it was known.
+        patient: as the source gives it.
+        clip: as the source gives it.
+        tags: allow-listed facts.
+        is_lossy: see Recording.
+        content: sha256 of all stored pixels.
+        thumbnail: of a refused recording, blurred beyond reading: 16 x 16 grey levels, empty when there is no picture.
+        fault: exception and line of our own code when it failed, never a text from the file.
+
+    """
+
+    name: str
+    refusal: Reason | None = None
+    clips: tuple[EncodedClip, ...] = ()
+    source_kind: str = ""
+    patient: str = ""
+    clip: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    is_lossy: bool = False
+    content: bytes = b""
+    thumbnail: bytes = b""
+    fault: str = ""
+
+
+def convert(task: Task, folder: Path) -> Iterator[Converted]:
+    """Convert a file, or one member of an archive after the other.
+
+    Args:
+        task: what to do.
+        folder: for members on their way.
+
+    Raises:
+        OSError: the source has gone or the disk is full; not a verdict on the file.
+
+    """
+    try:
+        is_archive = _kind(task.path) == "archive"
+    except Rejected as refusal:
+        yield Converted(task.name, refusal.reason)
+        return
+    if is_archive:
+        yield from _convert_members(task, folder)
+    else:
+        yield _convert_file(task)
+
+
+def _kind(path: Path) -> str:
+    try:
+        return kind_of(path)
+    except OSError as error:
+        if error.errno in _FORBIDDEN:
+            raise Rejected(Reason.UNREADABLE) from None
+        raise
+
+
+def _convert_members(task: Task, folder: Path) -> Iterator[Converted]:
+    number = 0
+    try:
+        for name, found in members(task.path, task.name, folder):
+            number += 1
+            if number <= task.start:
+                continue
+            if isinstance(found, Reason):
+                yield Converted(name, found)
+            else:
+                yield _convert_file(replace(task, path=found, name=name))
+    except Rejected as refusal:  # the archive itself breaks off
+        yield Converted(task.name, refusal.reason)
+        return
+    if number == 0:
+        yield Converted(task.name, Reason.EMPTY)
+
+
+def _convert_file(task: Task) -> Converted:
+    try:
+        return _convert_frames(task)
+    except MemoryError:
+        return Converted(task.name, Reason.OUT_OF_MEMORY)
+
+
+def _convert_frames(task: Task) -> Converted:
+    try:
+        recording = read(task.path, task.name, task.choice)
+    except Rejected as refusal:
+        task.path.stat()  # a source that vanished is no verdict
+        return Converted(task.name, refusal.reason)
+    try:
+        recording = _with_mask(recording, task.mask)
+        clips = cut_clips(recording, task.choice, task.pixels, task.profiles)
+    except Rejected as refusal:
+        return Converted(task.name, refusal.reason, source_kind=recording.source_kind, thumbnail=_blurred(recording))
+    return Converted(
+        name=task.name,
+        clips=tuple(_encode(clip, recording) for clip in clips),
+        source_kind=recording.source_kind,
+        patient=recording.patient,
+        clip=recording.clip,
+        tags=recording.tags,
+        is_lossy=recording.is_lossy,
+        content=_content(clips),
+    )
+
+
+def _with_mask(recording: Recording, mask: Path | None) -> Recording:
+    if mask is None:
+        return recording
+    scan = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
+    if scan is None or scan.shape != recording.frames.shape[1:]:
+        raise Rejected(Reason.SIZE_MISMATCH)
+    return replace(recording, mask=scan > 0)
+
+
+def _encode(clip: Clip, recording: Recording) -> EncodedClip:
+    times = recording.frame_times_ms
+    place = {int(frame_id): row for row, frame_id in enumerate(recording.frame_ids)}
+    return EncodedClip(
+        jpgs=tuple(encode_frame(frame, clip.region) for frame in clip.frames),
+        region_png=encode_region(clip.region),
+        frame_ids=tuple(map(int, clip.frame_ids)),
+        times_ms=None if times is None else tuple(round(float(times[place[int(i)]]), 3) for i in clip.frame_ids),
+        percentiles=clip.percentiles,
+        mm_per_pixel=clip.mm_per_pixel,
+        certificate=clip.certificate,
+        notes={
+            "frames_near_identical": clip.num_dropped,
+            "frames_inpainted": clip.num_inpainted,
+            "frames_colour_overlay": clip.num_refused,
+            "clips_truncated": int(recording.is_truncated),
+        },
+    )
+
+
+def _content(clips: list[Clip]) -> bytes:
+    digest = hashlib.sha256()
+    for clip in clips:
+        digest.update(f"{clip.frames.shape}".encode())
+        digest.update(np.ascontiguousarray(clip.frames).data)
+        digest.update(np.packbits(clip.region).data)
+    return digest.digest()
+
+
+def _blurred(recording: Recording) -> bytes:
+    middle = recording.frames[len(recording.frames) // 2]
+    return bytes(cv2.resize(middle, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA).data)
