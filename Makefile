@@ -8,9 +8,9 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo test lint format type shards pretrain probe ui bench
+.PHONY: help setup demo test lint format type shards pretrain probe ui bench bench-sharding formats phi fuzz torture
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -49,6 +49,22 @@ probe: setup  ## RUN=run directory DATA=labelled folder
 
 ui: setup  ## MLflow on build/mlflow.db
 	$(BIN)/python -m pipeline.ui
+
+formats: setup  ## every transfer syntax x photometric interpretation, decoded and compared (writes the table of README.md)
+	$(BIN)/python -m pipeline.bench.formats --write README.md
+
+phi: setup  ## what is left of planted letters, how much of the sector is kept; fails above the limits
+	$(BIN)/python -m pipeline.bench.phi
+
+fuzz: setup  ## 5,000 broken and hostile files: one outcome each, memory within limits
+	$(BIN)/python -m pipeline.bench.fuzz
+
+torture: setup  ## kill -9 at 50 random moments; the bytes must not change
+	$(BIN)/python -m pipeline.bench.torture
+
+bench-sharding: setup  ## sharding beside the obvious pipeline on one core; planning 10^7 files
+	$(BIN)/python -m pipeline.bench.sharding
+	$(BIN)/python -m pipeline.bench.plan
 
 bench: setup  ## SHARDS=directory; ratios, measured in one run
 	$(BIN)/python -m pipeline.bench.stream $(SHARDS)

@@ -179,7 +179,8 @@ def foretell(job: Job, num_workers: int) -> None:
     Console().print(_outcome_table(dict(sorted(outcomes.items())), len(converted)))
     print(
         f"of {len(names)} sources tried. All {plan.num_sources} would give about {round(len(frames) * scale):,} frames, "
-        f"{_size(sum(map(len, frames)) * scale)}, in {_duration(seconds)} on {num_workers} processes. Nothing was written."
+        f"{_size(sum(map(len, frames)) * scale)}, in {_duration(seconds)} on {num_workers} processes. "
+        "Nothing was written."
     )
 
 

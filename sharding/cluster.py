@@ -24,7 +24,7 @@ def on_dask(address: str) -> Execute:
 
     def execute(job: Job, plan: Plan, units: list[int]) -> Iterator[Progress]:
         try:
-            client = Client(address, timeout="10s")
+            client = Client(address, timeout="10s")  # type: ignore[no-untyped-call]
         except OSError as error:
             raise InputError(f"dask {address}: no scheduler answers there; start one with `dask scheduler`") from error
         with client:
@@ -32,7 +32,7 @@ def on_dask(address: str) -> Execute:
                 client.submit(_in_process, pickle.dumps((job, plan, unit)), pure=False, retries=_RETRIES)
                 for unit in units
             ]
-            for future in as_completed(futures):
+            for future in as_completed(futures):  # type: ignore[no-untyped-call]
                 yield future.result()
 
     return execute

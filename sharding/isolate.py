@@ -1,7 +1,7 @@
 """Killable children, forked from a warm server: a bomb, a hang or a crash of a decoder costs one file.
 
-A child converts up to 32 files, then another takes its place. When it dies or hangs, the file in its hands is tried once
-more in a fresh child, so that an earlier file cannot spoil a later one, and then has its outcome.
+A child converts up to 32 files, then another takes its place. When it dies or hangs, the file in its hands is tried
+once more in a fresh child, so that an earlier file cannot spoil a later one, and then has its outcome.
 """
 
 import multiprocessing
@@ -43,6 +43,11 @@ class Converter:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
         self._child: _Child | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the present child."""
+        return None if self._child is None else self._child.pid
 
     def __enter__(self) -> "Converter":
         return self
@@ -128,6 +133,7 @@ class _Child:
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, limits, folder), daemon=True)
         self._process.start()
+        self.pid = self._process.pid
         theirs.close()
 
     def kill(self) -> None:

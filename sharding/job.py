@@ -6,7 +6,9 @@ unit is a pure function of plan and policy, so each way gives the same bytes.
 
 import json
 import multiprocessing
+import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -94,7 +96,7 @@ def on_processes(num_workers: int) -> Execute:
 
 
 def _on_pool(job: Job, plan: Plan, units: list[int], num_workers: int) -> Iterator[Progress]:
-    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
         futures = [pool.submit(run_unit, job, plan, unit) for unit in units]
         try:
             for future in as_completed(futures):
@@ -102,6 +104,18 @@ def _on_pool(job: Job, plan: Plan, units: list[int], num_workers: int) -> Iterat
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """End this worker when the job is killed: an orphan would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_units(job: Job, plan: Plan, execute: Execute, units: list[int]) -> Iterator[Progress]:

@@ -29,6 +29,7 @@ class Reason(StrEnum):
     meaning: str
 
     def __new__(cls, code: str, meaning: str = "") -> "Reason":
+        """Equal to its code, and carries its meaning."""
         reason = str.__new__(cls, code)
         reason._value_, reason.meaning = code, meaning
         return reason

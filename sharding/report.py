@@ -141,8 +141,8 @@ def _how(manifest: Manifest) -> Section:
 
 def _signature(manifest: Manifest) -> Section:
     text = (
-        "Certified means certified by this policy; it is no expert determination. What is left to judge: letters inside "
-        "the sector too faint to find, faces in renderings, rare diseases and devices. "
+        "Certified means certified by this policy; it is no expert determination. What is left to judge: letters "
+        "inside the sector too faint to find, faces in renderings, rare diseases and devices. "
         f"Reviewed, data {manifest.sha256()[:16]}:"
     )
     rows = (("name", "."), ("date", "."), ("signature", "."))

@@ -25,6 +25,7 @@ class Store:
     def __init__(self, place: str | Path) -> None:
         self.place = str(place).rstrip("/")
         self.is_local = "://" not in self.place
+        self._fs: Any
         self._fs, self._root = (None, "") if self.is_local else _remote(self.place)
 
     def __truediv__(self, name: str) -> str:

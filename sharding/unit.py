@@ -86,7 +86,9 @@ def run_unit(job: Job, plan: Plan, number: int) -> Progress:
     return unit.progress(number)
 
 
-def commit(out: Store, number: int, shards: list[ShardInfo], thumbnails: dict[str, list[str]], lines: list[Line]) -> None:
+def commit(
+    out: Store, number: int, shards: list[ShardInfo], thumbnails: dict[str, list[str]], lines: list[Line]
+) -> None:
     """Say what a unit holds. The outcomes come last: their presence means that the unit is complete."""
     record = {"shards": [shard.model_dump() for shard in shards], "refused": thumbnails}
     out.write(record_name(number), json.dumps(record, sort_keys=True).encode())
@@ -107,7 +109,7 @@ class _Unit:
         self._source = source_store(job)
         self._labels = load_labels(self._source, job.labels)
         self._pseudonyms = Pseudonyms(load_key(job.key_file))
-        self._spool: IO[bytes] = tempfile.TemporaryFile(dir=folder)
+        self._spool: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the unit
         self._frames: list[_Frame] = []
         self.thumbnails: dict[str, list[str]] = {}
 

@@ -1,4 +1,4 @@
-"""From files to shards: bytes, outcomes, privacy, restart, verification, reading back."""
+"""What lies on disk: samples, keys, tars, verification, reading back with ours and with stock readers."""
 
 import json
 import shutil
@@ -7,126 +7,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
-import pydicom
 import pytest
 import torch
 import webdataset
 
 from sharding.deidentify import Pseudonyms, allowed_tags, load_key
-from sharding.job import Policy, plan, run
-from sharding.manifest import load_manifest
-from sharding.preprocess import cut_clips, to_square
-from sharding.recording import InputError, Reason, Recording, Rejected
-from sharding.region import find_regions
-from sharding.report import write_report
-from sharding.sample import Meta, Sample, decode, encode
-from sharding.sources import kind_of, read
-from sharding.sources.synthetic import SyntheticSpec, generate
-from sharding.sources.synthetic_files import write_dicom, write_mp4
+from sharding.manifest import Manifest, ShardInfo, load_manifest
+from sharding.preprocess import to_square
+from sharding.recording import InputError
+from sharding.report import contact_sheet
+from sharding.sample import Meta, Sample, decode, encode, name_members
+from sharding.store import Store
 from sharding.stream import PositionDataset, ShardReader, StreamConfig, micro_batches
-from sharding.verify import verify
+from sharding.verify import load_forbidden, verify
 from sharding.writer import write_shard
 from tests.conftest import KEY
-
-POLICY = Policy("set", max_frames=3, val_share=0.0)
-
-
-def make(source: Path, out: Path, policy: Policy = POLICY, key: bytes = KEY) -> Path:
-    list(run(plan(source, key), out, policy, key, num_workers=1))
-    return out
-
-
-def outcomes_of(out: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for path in (out / "outcomes").glob("*.jsonl") for line in path.read_text().splitlines()]
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for seed, geometry in enumerate(("fan", "linear", "curved")):
-        spec = SyntheticSpec(geometry=geometry, tissue=seed, seed=seed, patient_id=f"P{seed}", region_tag=seed != 1)
-        write_dicom(generate(spec), spec, folder / f"{seed}.dcm")
-    write_mp4(generate(SyntheticSpec(geometry="fan", tissue=0, seed=9)), folder / "clip.mp4")
-    (folder / "note.dcm").write_text("a text file")
-    return folder
-
-
-def test_shards_made_twice_are_byte_identical(source: Path, tmp_path: Path) -> None:
-    first, second = make(source, tmp_path / "a"), make(source, tmp_path / "b")
-    assert load_manifest(first) == load_manifest(second)
-    for shard in load_manifest(first).shards:
-        assert (first / shard.name).read_bytes() == (second / shard.name).read_bytes()
-
-
-def test_every_source_has_exactly_one_outcome(source: Path, tmp_path: Path) -> None:
-    out = make(source, tmp_path / "out")
-    assert len(outcomes_of(out)) == 5
-    assert len({line["source"] for line in outcomes_of(out)}) == 5
-    assert load_manifest(out).outcomes == {"accepted": 4, "not_readable_kind": 1}
-
-
-def test_no_planted_identity_is_in_any_byte(source: Path, tmp_path: Path) -> None:
-    out = make(source, tmp_path / "out")
-    write_report(out)
-    planted = [b"Quorvath", b"Zelmira", b"19470203", b"note.dcm", b"clip.mp4", b"1.2.826", KEY]
-    for path in out.rglob("*"):
-        if path.is_file():
-            assert not [word for word in planted if word in path.read_bytes() or word.decode() in path.name]
-
-
-@pytest.mark.parametrize("geometry", ["fan", "curved", "linear"])
-@pytest.mark.parametrize("region_tag", [True, False])
-def test_no_glyph_pixel_is_kept(geometry: str, region_tag: bool, tmp_path: Path) -> None:
-    spec = SyntheticSpec(geometry=geometry, tissue=1, seed=5, region_tag=region_tag)  # type: ignore[arg-type]
-    made = generate(spec)
-    write_dicom(made, spec, tmp_path / "x.dcm")
-    recording = read(tmp_path / "x.dcm", "x")
-    marked = replace(recording, frames=np.where(made.glyphs, 255, 0).astype(np.uint8))
-    [clip] = cut_clips(recording, 4)
-    assert clip.certificate == ("tag" if region_tag else "motion")
-    assert clip.region.mean() > 0.4
-    [region] = find_regions(recording)
-    assert not (marked.frames.max(axis=0)[region.mask] > 0).any()
-    assert (region.mask & made.region).sum() > 0.7 * made.region.sum()
-
-
-def test_a_still_without_region_tag_is_refused_unless_public(tmp_path: Path) -> None:
-    spec = SyntheticSpec(geometry="fan", tissue=0, num_frames=1, region_tag=False)
-    write_dicom(generate(spec), spec, tmp_path / "x.dcm")
-    recording = read(tmp_path / "x.dcm", "x")
-    with pytest.raises(Rejected) as refusal:
-        cut_clips(recording, 1)
-    assert refusal.value.reason == Reason.UNCERTIFIED_STILL
-    assert cut_clips(recording, 1, public=True)[0].certificate == "public"
-
-
-def test_a_frozen_cine_without_region_tag_is_refused() -> None:
-    frame = generate(SyntheticSpec(geometry="fan", tissue=0)).frames[0]
-    with pytest.raises(Rejected, match="no_motion"):
-        cut_clips(Recording(np.repeat(frame[None], 12, axis=0), "video", "p", "c"), 4)
-
-
-def test_a_killed_job_continues_to_the_same_bytes(source: Path, tmp_path: Path) -> None:
-    whole = make(source, tmp_path / "whole")
-    cut = tmp_path / "cut"
-    shutil.copytree(whole, cut)
-    (cut / "manifest.json").unlink()
-    next(iter((cut / "outcomes").glob("*.jsonl"))).unlink()
-    (cut / ".train-00000-000.tar.77.tmp").write_bytes(b"half")
-    make(source, cut)
-    assert load_manifest(cut) == load_manifest(whole)
-    assert not list(cut.glob(".*.tmp"))
-    assert [p.read_bytes() for p in sorted(cut.glob("*.tar"))] == [p.read_bytes() for p in sorted(whole.glob("*.tar"))]
-
-
-def test_another_plan_or_key_does_not_mix_in(source: Path, tmp_path: Path) -> None:
-    out = make(source, tmp_path / "out")
-    with pytest.raises(InputError, match="holds shards of other sources, settings or another key"):
-        make(source, out, replace(POLICY, max_frames=2))
-    with pytest.raises(InputError, match="another key"):
-        make(source, out, key=KEY[::-1])
 
 
 def test_verify_names_the_shard_with_a_flipped_byte(shards: Path, tmp_path: Path) -> None:
@@ -153,27 +50,88 @@ def test_verify_names_missing_and_foreign_shards(shards: Path, tmp_path: Path) -
         list(verify(copy))
 
 
-def test_a_patient_is_in_one_split(labelled: Path, tmp_path: Path) -> None:
-    out = make(labelled, tmp_path / "out", Policy("set", max_frames=1, val_share=0.4))
-    clips = {"train": set(), "val": set()}
-    for shard in load_manifest(out).shards:
-        reader = ShardReader(out / shard.name)
-        clips[shard.split] |= {reader[i].meta.clip for i in range(len(reader))}
-    pseudonyms = Pseudonyms(KEY)
-    for path in sorted(labelled.glob("*.dcm")):
-        header = pydicom.dcmread(path, stop_before_pixels=True)
-        share = pseudonyms.number("split", f"{header.PatientID}\0") / 2**64
-        assert pseudonyms.of("clip-0", header.SOPInstanceUID) in clips["val" if share < 0.4 else "train"]
+def rewritten(shards: Path, copy: Path, change: dict[str, object]) -> Path:
+    """Copy of a shard directory in which the json of one sample says something else, with honest hashes."""
+    shutil.copytree(shards, copy)
+    manifest = load_manifest(copy)
+    name = manifest.shards[0].name
+    members = []
+    with tarfile.open(copy / name) as tar:
+        for number, member in enumerate(tar):
+            data = tar.extractfile(member).read()  # type: ignore[union-attr]
+            if number == 1:
+                data = json.dumps(json.loads(data) | change).encode()
+            members.append((member.name, data))
+    size, sha256 = write_shard(Store(copy), name, members)
+    first = manifest.shards[0].model_copy(update={"num_bytes": size, "sha256": sha256})
+    manifest.model_copy(update={"shards": (first, *manifest.shards[1:])}).save(Store(copy))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patient_name": "x"}, "unexpected keyword argument 'patient_name'"),
+        ({"frame": "third"}, "'frame' of its json is not of the type that is allowed"),
+    ],
+)
+def test_verify_knows_what_a_sample_may_say(
+    shards: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        list(verify(rewritten(shards, tmp_path / "copy", change)))
+
+
+def test_verify_finds_forbidden_strings_in_any_case(shards: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("Quorvath\nMÜLLER\n")
+    assert list(verify(shards, load_forbidden(names)))
+    planted = rewritten(shards, tmp_path / "copy", {"label": "qUORVATH"})
+    with pytest.raises(InputError, match=r"a forbidden string occurs at byte \d+ \(8 bytes\); do not share"):
+        list(verify(planted, load_forbidden(names)))
+    names.write_text("\n")
+    with pytest.raises(InputError, match="no line in it"):
+        load_forbidden(names)
+
+
+def test_verify_finds_letters_in_pixels(tmp_path: Path) -> None:
+    frame = np.random.default_rng(0).integers(40, 90, (256, 256)).astype(np.uint8)
+    cv2.putText(frame, "QUORVATH 1947", (20, 120), cv2.FONT_HERSHEY_SIMPLEX, 0.8, 255, 2, cv2.LINE_AA)
+    meta = Meta("set", "clip", 0, (4, 200), "dicom", "tag")
+    sample = Sample("k", frame, np.ones((256, 256), dtype=bool), meta)
+    size, sha256 = write_shard(Store(tmp_path), "train-00000-000.tar", encode(sample).items())
+    shard = ShardInfo(name="train-00000-000.tar", split="train", num_samples=1, num_bytes=size, sha256=sha256)
+    empty: dict[str, int] = {}
+    Manifest(
+        dataset="set", plan="p", key_id="k", pixels="certified", max_frames=1, stride=1, val_share=0, tools={},
+        outcomes=empty, certificates=empty, notes=empty, shards=(shard,),
+    ).save(Store(tmp_path))  # fmt: skip
+    with pytest.raises(InputError, match="sample k seems to show letters"):
+        list(verify(tmp_path))
+    assert list(verify(tmp_path, text=False))
+
+
+def test_the_contact_sheet_shows_frames(shards: Path) -> None:
+    sheet = cv2.imdecode(np.frombuffer(contact_sheet(shards, 16), np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert sheet.shape == (2 * 128, 8 * 128)
+    assert all(tile.std() > 5 for tile in np.split(sheet[:128], 8, axis=1))
 
 
 def test_stock_webdataset_reads_our_shards(shards: Path) -> None:
+    """Keys, order and pixels are those that our reader gives, in every shard."""
     manifest = load_manifest(shards)
     urls = [str(shards / shard.name) for shard in manifest.shards]
-    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("l8"))
-    assert len(samples) == manifest.num_samples()
-    ours = ShardReader(shards / manifest.shards[0].name)[0]
-    assert samples[0]["__key__"] == ours.key
-    assert np.array_equal(samples[0]["jpg"] * (samples[0]["region.png"] > 0), ours.frame)
+    stock = iter(webdataset.WebDataset(urls, shardshuffle=False).decode("l8"))
+    for shard in manifest.shards:
+        reader = ShardReader(shards / shard.name)
+        keys = []
+        for index in range(len(reader)):
+            ours, theirs = reader[index], next(stock)
+            assert theirs["__key__"] == ours.key
+            assert np.array_equal(theirs["jpg"] * (theirs["region.png"] > 0), ours.frame)
+            keys.append(ours.key)
+        assert keys == sorted(keys)
+    assert next(stock, None) is None
 
 
 def test_a_sample_survives_the_round_trip_and_is_black_outside_its_region() -> None:
@@ -190,12 +148,23 @@ def test_a_sample_survives_the_round_trip_and_is_black_outside_its_region() -> N
     assert np.abs(back.frame[8:27, 11:41].astype(int) - sample.frame[8:27, 11:41]).mean() < 6
 
 
-def test_a_key_with_a_dot_is_refused(tmp_path: Path) -> None:
+def test_a_key_with_a_dot_is_refused() -> None:
     sample = Sample(
         "1.2.840", np.zeros((4, 4), np.uint8), np.ones((4, 4), bool), Meta("s", "c", 0, (0, 1), "image", "tag")
     )
     with pytest.raises(ValueError, match=r"key '1.2.840'.*merge samples"):
-        write_shard(tmp_path / "x.tar", [sample])
+        encode(sample)
+    with pytest.raises(ValueError, match="merge samples"):
+        name_members("../../etc/x", sample.meta, b"", b"")
+
+
+def test_a_tar_is_whole_or_absent(tmp_path: Path) -> None:
+    def members() -> Iterator[tuple[str, bytes]]:
+        yield "a.jpg", b"first"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_shard(Store(tmp_path), "x.tar", members())
     assert not list(tmp_path.iterdir())
 
 
@@ -231,13 +200,6 @@ def test_free_text_never_becomes_a_tag() -> None:
     assert allowed_tags("Quorvath Ltd", "Zelmira's liver") == {"manufacturer": "other"}
 
 
-def test_kinds_are_told_by_content(source: Path) -> None:
-    assert kind_of(source / "0.dcm") == "dicom"
-    assert kind_of(source / "clip.mp4") == "video"
-    with pytest.raises(Rejected, match="not_readable_kind"):
-        kind_of(source / "note.dcm")
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_the_stream_starts_anywhere_and_splits_over_ranks(shards: Path, num_workers: int) -> None:
     dataset = PositionDataset([shards], canvas=32, seed=1)
@@ -253,30 +215,3 @@ def test_the_stream_starts_anywhere_and_splits_over_ranks(shards: Path, num_work
     assert torch.cat([batch.positions for batch in ranks]).tolist() == list(range(6, 12))
 
 
-def test_real_dicom_files_each_have_one_outcome_and_leak_no_name(shared_data: Path, tmp_path: Path) -> None:
-    out = make(shared_data / "dicom", tmp_path / "out", Policy("real"))
-    write_report(out)
-    sources = sorted((shared_data / "dicom").iterdir())
-    assert len(outcomes_of(out)) == len(sources) == 16
-    assert {line["outcome"] for line in outcomes_of(out)} <= {*Reason, "accepted"}
-    assert load_manifest(out).outcomes["accepted"] >= 6
-    files = [path for path in out.rglob("*") if path.is_file()]
-    text = b"".join(path.read_bytes() for path in files if path.suffix in {".json", ".jsonl"})
-    text += b"".join(member for path in out.glob("*.tar") for member in text_of(path))
-    whole = b"".join(path.read_bytes() for path in files)
-    for path in sources:
-        name = str(pydicom.dcmread(path, stop_before_pixels=True).PatientName)
-        parts = [part.encode() for part in [name, *name.replace(" ", "^").split("^")] if part]
-        assert name.encode() not in whole, path.name
-        # four letters meet by chance in megabytes of JPEG and base64; in text they would not
-        assert not [part for part in parts if len(part) > 2 and part in text], path.name
-        assert not [part for part in parts if len(part) > 4 and part in whole], path.name
-
-
-def text_of(tar: Path) -> Iterator[bytes]:
-    """Names and JSON members of a shard."""
-    with tarfile.open(tar) as file:
-        for member in file:
-            yield member.name.encode()
-            if member.name.endswith(".json"):
-                yield file.extractfile(member).read()  # type: ignore[union-attr]

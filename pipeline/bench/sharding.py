@@ -1,0 +1,125 @@
+"""Sharding beside the obvious pipeline, on one core, on the same JPEG baseline cines, interleaved in one run.
+
+    python -m pipeline.bench.sharding [--rounds 3] [--folder build/bench-sharding]
+
+The obvious pipeline: pydicom `pixel_array` -> cv2 grey, resize, JPEG -> `webdataset.ShardWriter`; no de-identification,
+no region, no limits, one process. Ours: `certified` with everything on, and `as_is` without region, text and colour.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import pydicom
+import webdataset
+
+from sharding.job import Execute, on_processes, run
+from sharding.plan import Plan, make_plan
+from sharding.policy import Job, Policy
+from sharding.preprocess import SHORT_SIDE, Pixels
+from sharding.sources.synthetic import SyntheticSpec, generate
+from sharding.sources.synthetic_files import write_dicom
+from sharding.unit import Progress, run_unit
+
+_SIZES = ((240, 320, 48), (600, 800, 24), (768, 1024, 16))  # rows, columns, files
+_FRAMES = 30
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path("build/bench-sharding"))
+    args = parser.parse_args()
+    cv2.setNumThreads(1)
+    print(f"median of {args.rounds} rounds, {_FRAMES}-frame JPEG baseline cines, frames/s")
+    for rows, columns, num_files in _SIZES:
+        source = _write_cines(args.folder / f"{rows}x{columns}", rows, columns, num_files)
+        _bench_one_core(source, args.folder / "out", num_files, args.rounds)
+        _bench_two_workers(source, args.folder / "out", args.rounds)
+
+
+def _write_cines(folder: Path, rows: int, columns: int, num_files: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(num_files):
+        path = folder / f"{number:03d}.dcm"
+        if not path.exists():
+            geometry = ("fan", "curved", "linear")[number % 3]
+            spec = SyntheticSpec(geometry, number % 3, _FRAMES, rows, columns, seed=number, patient_id=f"P{number}")  # type: ignore[arg-type]
+            write_dicom(generate(spec), spec, path)
+    return folder
+
+
+def _bench_one_core(source: Path, out: Path, num_files: int, rounds: int) -> None:
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # children inherit it
+    ways: dict[str, Callable[[], None]] = {
+        "obvious pipeline": lambda: _obvious(source, out),
+        "certified": lambda: _ours(source, out, "certified", _in_process),
+        "as_is": lambda: _ours(source, out, "as_is", _in_process),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for name, way in ways.items():
+        way()  # warm: imports, page cache, fork server
+    for _ in range(rounds):
+        for name, way in ways.items():
+            seconds[name].append(_time(way))
+    base = statistics.median(seconds["obvious pipeline"])
+    for name, taken in seconds.items():
+        rate = num_files * _FRAMES / statistics.median(taken)
+        print(f"  {source.name:>9}  {name:<18} {rate:7.0f}  {base / statistics.median(taken):5.2f}x", flush=True)
+    os.sched_setaffinity(0, cores)
+
+
+def _bench_two_workers(source: Path, out: Path, rounds: int) -> None:
+    """Whole jobs, start of the processes included, on many copies of the source so that the start does not count."""
+    taken = {1: [0.0] * 0, 2: [0.0] * 0}
+    for _ in range(rounds):
+        for num_workers, seconds in taken.items():
+            seconds.append(_time(lambda n=num_workers: _ours(source, out, "certified", on_processes(n))))  # type: ignore[misc]
+    ratio = statistics.median(taken[1]) / statistics.median(taken[2])
+    print(f"  {source.name:>9}  2 workers over 1, whole jobs: {ratio:.2f}x", flush=True)
+
+
+def _time(way: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    way()
+    return time.perf_counter() - started
+
+
+def _obvious(source: Path, out: Path) -> None:
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    with webdataset.ShardWriter(f"{out}/%05d.tar", verbose=0) as writer:
+        for path in sorted(source.glob("*.dcm")):
+            dataset = pydicom.dcmread(path)
+            for number, frame in enumerate(dataset.pixel_array):
+                grey = frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)  # noqa: PLR2004
+                scale = min(1.0, SHORT_SIDE / min(grey.shape))
+                small = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+                jpg = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+                said = json.dumps({"frame": number, "rows": dataset.Rows}).encode()
+                writer.write({"__key__": f"{path.stem}-{number:05d}", "jpg": jpg, "json": said})
+
+
+def _ours(source: Path, out: Path, pixels: Pixels, execute: Execute) -> None:
+    shutil.rmtree(out, ignore_errors=True)
+    job = Job(str(source), str(out), Policy("bench", pixels=pixels), out.parent / "key")
+    for _ in run(job, make_plan(job), execute):
+        pass
+
+
+def _in_process(job: Job, plan: Plan, units: list[int]) -> Iterator[Progress]:
+    """No pool: the one process and its converter share the core."""
+    for unit in units:
+        yield run_unit(job, plan, unit)
+
+
+if __name__ == "__main__":
+    main()
