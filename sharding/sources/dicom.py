@@ -1,168 +1,213 @@
-"""Ultrasound DICOM: pixels, declared regions and the few tags that may leave the file.
+"""Ultrasound DICOM: the chosen frames, the declared regions and the few tags that may leave the file."""
 
-Facts about the attributes: DICOM PS3.3 C.8.5.5 (region calibration), C.7.6.5 (cine).
-"""
-
-import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
-import pydicom
-from pydicom import uid
-from pydicom.dataset import Dataset, FileDataset
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_color_lut, get_decoder
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_color_lut
 
 from sharding.deidentify import allowed_tags
-from sharding.recording import MAX_BYTES, MAX_FRAMES, MAX_SIDE, Box, Reason, Recording, Rejected
+from sharding.recording import MAX_BYTES, MAX_FRAMES, MAX_SIDE, FrameChoice, Reason, Recording, Rejected
+from sharding.sources.colour import stack_planes
+from sharding.sources.dicom_codec import CODECS, NATIVE, PALETTE, VIDEO, Codec, Layout, decode_native
+from sharding.sources.dicom_header import Header, read_header
+from sharding.sources.dicom_pixels import Frames, group_fragments, locate_native, walk_fragments
+from sharding.sources.dicom_tags import frame_times_ms, other_regions, tissue_regions
+from sharding.sources.video import read_stream
 
-_ACCEPTED_SOPS = {
-    uid.UltrasoundImageStorage,
-    uid.UltrasoundMultiFrameImageStorage,
-    "1.2.840.10008.5.1.4.1.1.6",  # retired Ultrasound Image, still in old archives
-    "1.2.840.10008.5.1.4.1.1.3",  # retired Ultrasound Multi-frame Image
-}
-_RGB = 3  # samples per pixel
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_ACCEPTED = {_STORAGE + end for end in ("6.1", "3.1", "6", "3")}  # ultrasound (multi-frame), and as retired
+_CAMERAS = {_STORAGE + end for end in ("77.1.1.1", "77.1.2.1", "77.1.4", "77.1.4.1", "77.1.1", "77.1.2")}
+_CAPTURE = _STORAGE + "7"  # secondary capture and its multi-frame kinds
+_DIRECTORY = "1.2.840.10008.1.3.10"
+_BITS = {8, 16, 32}
+_SAMPLES = {1, 3}
 _MAX_GREY = 255
-_MM_RANGE = (0.01, 10.0)  # plausible size of a pixel
-_TWO_D, _TISSUE, _COLOUR_FLOW, _CENTIMETRE = 1, 1, 2, 3
 
 
-def patient_of(path: Path, name: str) -> str:
-    """Patient identifier of a DICOM file, `name` when the file has none."""
-    header = _header(path)
-    patient = str(header.get("PatientID", "") or "").strip("\0 ")
-    return f"{patient}\0{header.get('IssuerOfPatientID', '')}" if patient else name
+def read_dicom(path: Path, name: str, choice: FrameChoice) -> Recording:
+    """Decode the chosen frames of a DICOM file to grey and colour planes (T, H, W) uint8.
 
-
-def read_dicom(path: Path, name: str) -> Recording:
-    """Decode a DICOM file to grey frames (T, H, W) uint8.
+    Args:
+        path: file.
+        name: patient and clip of a file that has no identifiers.
+        choice: which frames.
 
     Raises:
-        Rejected: `undecodable`, `not_ultrasound`, `unsupported_sop`, `unsupported_codec`, `too_large`, `empty`.
+        Rejected: with the reason.
 
     """
-    dataset = _header(path)
-    _refuse_other_kinds(dataset)
-    frames = _grey_frames(dataset)
-    boxes, spacing = _tissue_regions(dataset)
-    return Recording(
-        frames=frames,
-        source_kind="dicom",
-        patient=patient_of(path, name),
-        clip=str(dataset.get("SOPInstanceUID", name)),
-        regions=boxes,
-        excluded=_other_regions(dataset),
-        frame_times_ms=_frame_times_ms(dataset, len(frames)),
-        mm_per_pixel=spacing,
-        tags=allowed_tags(str(dataset.get("Manufacturer", "")), str(dataset.get("BodyPartExamined", ""))),
-    )
+    header = read_header(path)
+    _refuse_other_kinds(header)
+    layout, num_declared = _layout(header), _num_declared(header.dataset)
+    _refuse_large(layout, num_declared)
+    if header.syntax in VIDEO:
+        recording = _read_video(header, layout, num_declared, choice)
+    else:
+        recording = _read_frames(header, layout, num_declared, choice)
+    return _with_tags(recording, header.dataset, name)
 
 
-def _header(path: Path) -> FileDataset:
-    # pydicom reads pixel data lazily enough for our sizes; warnings would echo values of the file.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return pydicom.dcmread(path, defer_size="1 MB")
-        except (InvalidDicomError, OSError, ValueError, EOFError) as error:
-            raise Rejected(Reason.UNDECODABLE) from error
-
-
-def _refuse_other_kinds(dataset: FileDataset) -> None:
-    if dataset.get("Modality") != "US":
+def _refuse_other_kinds(header: Header) -> None:
+    dataset = header.dataset
+    kind = _text(dataset, "SOPClassUID")
+    if header.start is None or kind == _DIRECTORY:
+        raise Rejected(Reason.NOT_IMAGE)
+    if kind in _CAMERAS or kind == _CAPTURE or kind.startswith(f"{_CAPTURE}."):
+        raise Rejected(Reason.SOP_REFUSED)
+    if _text(dataset, "Modality") != "US":
         raise Rejected(Reason.NOT_ULTRASOUND)
-    if dataset.get("SOPClassUID") not in _ACCEPTED_SOPS:
+    if kind not in _ACCEPTED:
         raise Rejected(Reason.UNSUPPORTED_SOP)
-    syntax = dataset.file_meta.get("TransferSyntaxUID")
-    try:
-        available = syntax is not None and get_decoder(syntax).is_available
-    except NotImplementedError:  # video, JPEG XL, private
-        available = False
-    if not available:
+    if header.syntax not in {*NATIVE, *VIDEO, *CODECS} or (header.syntax in NATIVE) != (header.length is not None):
         raise Rejected(Reason.UNSUPPORTED_CODEC)
-    rows, columns = int(dataset.get("Rows", 0)), int(dataset.get("Columns", 0))
-    num_frames = int(dataset.get("NumberOfFrames", 1) or 1)
-    if max(rows, columns) > MAX_SIDE or num_frames > MAX_FRAMES or rows * columns * num_frames > MAX_BYTES:
+
+
+def _text(dataset: Dataset, name: str) -> str:
+    return str(dataset.get(name) or "").strip("\0 ")
+
+
+def _layout(header: Header) -> Layout:
+    dataset = header.dataset
+
+    def number(name: str, default: int) -> int:
+        value = dataset.get(name)
+        return default if value is None else int(value)
+
+    allocated = number("BitsAllocated", 8)
+    stored = number("BitsStored", allocated)
+    layout = Layout(
+        rows=number("Rows", 0),
+        columns=number("Columns", 0),
+        num_samples=number("SamplesPerPixel", 1),
+        num_allocated=allocated,
+        num_stored=stored,
+        high_bit=number("HighBit", stored - 1),
+        is_signed=number("PixelRepresentation", 0) == 1,
+        photometric=_text(dataset, "PhotometricInterpretation"),
+        is_planar=number("PlanarConfiguration", 0) == 1,
+        order="<" if header.is_little_endian else ">",
+    )
+    if allocated not in _BITS or layout.num_samples not in _SAMPLES:
+        raise Rejected(Reason.UNSUPPORTED_CODEC)
+    if not 1 <= stored <= layout.high_bit + 1 <= allocated:
+        raise Rejected(Reason.UNDECODABLE)
+    return layout
+
+
+def _num_declared(dataset: Dataset) -> int:
+    return max(1, int(dataset.get("NumberOfFrames") or 1))
+
+
+def _refuse_large(layout: Layout, num_frames: int) -> None:
+    if min(layout.size) < 1:
+        raise Rejected(Reason.EMPTY)
+    if max(layout.size) > MAX_SIDE or num_frames > MAX_FRAMES or layout.frame_bytes * num_frames > MAX_BYTES:
         raise Rejected(Reason.TOO_LARGE)
 
 
-def _grey_frames(dataset: FileDataset) -> np.ndarray:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            pixels = dataset.pixel_array  # pydicom 3 has turned YBR into RGB here
-            if dataset.PhotometricInterpretation == "PALETTE COLOR":
-                pixels = apply_color_lut(pixels, dataset)
-        except Exception as error:  # codecs raise anything on hostile bytes; the text would echo them
-            raise Rejected(Reason.UNDECODABLE) from error
-    if pixels.size == 0:
-        raise Rejected(Reason.EMPTY)
-    is_colour = pixels.shape[-1] == _RGB
-    if pixels.ndim == 2 + is_colour:
-        pixels = pixels[None]
-    pixels = _to_eight_bits(pixels, dataset)
-    if is_colour:
-        return np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in pixels])
-    return 255 - pixels if dataset.PhotometricInterpretation == "MONOCHROME1" else pixels
-
-
-def _to_eight_bits(pixels: np.ndarray, dataset: FileDataset) -> np.ndarray:
-    if pixels.dtype == np.uint8:
-        return pixels
-    if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        # A 16-bit palette may hold 8-bit values; its descriptor does not tell, its largest value does.
-        return (pixels >> 8 if pixels.max() > _MAX_GREY else pixels).astype(np.uint8)
-    scale = _MAX_GREY / (2 ** int(dataset.BitsStored) - 1)
-    scaled: np.ndarray = (pixels.astype(np.float32) * scale).clip(0, _MAX_GREY).astype(np.uint8)
-    return scaled
-
-
-def _box(region: Dataset) -> Box:
-    return (
-        int(region.RegionLocationMinX0),
-        int(region.RegionLocationMinY0),
-        int(region.RegionLocationMaxX1),
-        int(region.RegionLocationMaxY1),
+def _read_frames(header: Header, layout: Layout, num_declared: int, choice: FrameChoice) -> Recording:
+    if header.syntax in NATIVE:
+        layout = _as_stored(header, layout, num_declared)
+        frames, codec = _native_frames(header, layout, num_declared), Codec(decode_native)
+    else:
+        codec = CODECS[header.syntax]
+        frames = _encapsulated_frames(header, codec, num_declared)
+    frame_ids = choice.decoded(len(frames))
+    planes, colour = stack_planes(_pictures(header.dataset, layout, codec, (frames.read(int(i)) for i in frame_ids)))
+    return Recording(
+        frames=_MAX_GREY - planes if layout.photometric == "MONOCHROME1" else planes,
+        frame_ids=frame_ids,
+        source_kind="dicom",
+        patient="",
+        clip="",
+        colour=colour,
+        frame_times_ms=frame_times_ms(header.dataset, frame_ids, len(frames)),
+        is_lossy=codec.is_lossy or _text(header.dataset, "LossyImageCompression") == "01",
+        is_truncated=frames.is_truncated or header.is_cut,
     )
 
 
-def _is_tissue(region: Dataset) -> bool:
-    return region.get("RegionSpatialFormat") == _TWO_D and region.get("RegionDataType") in {
-        _TISSUE,
-        _COLOUR_FLOW,
-    }
+def _as_stored(header: Header, layout: Layout, num_declared: int) -> Layout:
+    """Chroma halved by name is not always halved in the file; the length tells."""
+    assert header.length is not None
+    is_short = header.length < layout.frame_bytes * num_declared
+    is_halved = layout.photometric.endswith("_422") and is_short and layout.columns % 2 == 0
+    return replace(layout, is_halved=is_halved)
 
 
-def _tissue_regions(
-    dataset: FileDataset,
-) -> tuple[tuple[Box, ...] | None, tuple[tuple[float, float] | None, ...]]:
-    tissue = [region for region in dataset.get("SequenceOfUltrasoundRegions", []) if _is_tissue(region)]
-    boxes = tuple(_box(region) for region in tissue)
-    inside = all(0 <= x0 < x1 < dataset.Columns and 0 <= y0 < y1 < dataset.Rows for x0, y0, x1, y1 in boxes)
-    if not boxes or not inside:  # somebody resampled the pixels and left the tag: none of it is true any more
-        return None, ()
-    return boxes, tuple(_mm_per_pixel(region) for region in tissue)
+def _native_frames(header: Header, layout: Layout, num_declared: int) -> Frames:
+    assert header.start is not None
+    assert header.length is not None
+    data, start, length = header.data, header.start, header.length
+    if not header.is_little_endian and layout.num_allocated == 8 and _is_word(header):  # noqa: PLR2004
+        data, start = _swapped(data[start : start + length]), 0
+    return locate_native(data, start, length, layout.frame_bytes, num_declared)
 
 
-def _mm_per_pixel(region: Dataset) -> tuple[float, float] | None:
-    if {region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection")} != {_CENTIMETRE}:
-        return None
-    x, y = (abs(float(region.get(f"PhysicalDelta{axis}", 0))) * 10 for axis in "XY")
-    low, high = _MM_RANGE
-    plausible = low <= x <= high and low <= y <= high
-    return (x, y) if plausible else None
+def _is_word(header: Header) -> bool:
+    """Whether 8-bit samples lie in 16-bit words, which big endian turns around."""
+    assert header.start is not None
+    return header.data[header.start - 8 : header.start - 6] == b"OW"
 
 
-def _other_regions(dataset: FileDataset) -> tuple[Box, ...]:
-    return tuple(_box(r) for r in dataset.get("SequenceOfUltrasoundRegions", []) if not _is_tissue(r))
+def _swapped(words: bytes) -> bytes:
+    return np.frombuffer(words[: len(words) // 2 * 2], "<u2").byteswap().tobytes()
 
 
-def _frame_times_ms(dataset: FileDataset, num_frames: int) -> np.ndarray | None:
-    vector = dataset.get("FrameTimeVector")
-    if vector is not None and len(vector) == num_frames:
-        return np.cumsum(np.asarray(vector, dtype=np.float64))
-    rate = dataset.get("CineRate") or dataset.get("RecommendedDisplayFrameRate")
-    frame_time = dataset.get("FrameTime") or (1000 / float(rate) if rate else None)
-    return None if frame_time is None else np.arange(num_frames) * float(frame_time)
+def _encapsulated_frames(header: Header, codec: Codec, num_declared: int) -> Frames:
+    assert header.start is not None
+    table = header.dataset.get("ExtendedOffsetTable") or b""
+    extended = tuple(np.frombuffer(table, "<u8", count=len(table) // 8).tolist())
+    found = walk_fragments(header.data, header.start)
+    return group_fragments(header.data, found, extended, num_declared, codec.begins, codec.end_mark)
+
+
+def _pictures(dataset: Dataset, layout: Layout, codec: Codec, frames: Iterator[bytes]) -> Iterator[np.ndarray]:
+    finish = _palette(dataset, layout) if layout.photometric == PALETTE else _same
+    for data in frames:
+        yield finish(codec.decode(data, layout))
+
+
+def _same(picture: np.ndarray) -> np.ndarray:
+    return picture
+
+
+def _palette(dataset: Dataset, layout: Layout) -> Callable[[np.ndarray], np.ndarray]:
+    """Look-up from indices (H, W) to RGB (H, W, 3) uint8.
+
+    A table of 16-bit entries may hold 8-bit levels; its descriptor does not tell, its largest entry does.
+    """
+    indices = np.arange(1 << min(16, layout.num_stored), dtype=np.uint8 if layout.num_stored <= 8 else np.uint16)  # noqa: PLR2004
+    table: np.ndarray[Any, Any] = apply_color_lut(indices, dataset)
+    levels = (table >> 8 if table.max() > _MAX_GREY else table).astype(np.uint8)
+    return lambda picture: levels[picture]
+
+
+def _read_video(header: Header, layout: Layout, num_declared: int, choice: FrameChoice) -> Recording:
+    assert header.start is not None
+    found = walk_fragments(header.data, header.start)
+    data = b"".join(header.data[start:end] for start, end in found.pieces)
+    stream = read_stream(data, num_declared, choice, layout.size)
+    times = frame_times_ms(header.dataset, stream.frame_ids, stream.num_frames)
+    is_truncated = found.is_cut or (not found.has_end and stream.num_frames < num_declared)
+    return replace(stream.recording("dicom", "", is_truncated), frame_times_ms=times)
+
+
+def _with_tags(recording: Recording, dataset: Dataset, name: str) -> Recording:
+    patient = _text(dataset, "PatientID")
+    boxes, spacing = tissue_regions(dataset)
+    manufacturer = _text(dataset, "Manufacturer")
+    return replace(
+        recording,
+        patient=f"{patient}\0{_text(dataset, 'IssuerOfPatientID')}" if patient else name,
+        clip=_text(dataset, "SOPInstanceUID") or name,
+        regions=boxes,
+        excluded=other_regions(dataset),
+        mm_per_pixel=spacing,
+        tags=allowed_tags(manufacturer, _text(dataset, "BodyPartExamined")),
+        device=(manufacturer, _text(dataset, "ManufacturerModelName")),
+    )
