@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from sharding.preprocess import Clip, Pixels, cut_clips
 from sharding.profiles import Profile
 from sharding.recording import FrameChoice, Reason, Recording, Rejected
-from sharding.sample import encode_frame, encode_region
+from sharding.sample import Certificate, encode_frame, encode_region
 from sharding.sources import kind_of, read
 from sharding.sources.archive import members
 
@@ -54,7 +55,7 @@ class EncodedClip:
     times_ms: tuple[float, ...] | None
     percentiles: tuple[int, int]
     mm_per_pixel: tuple[float, float] | None
-    certificate: str
+    certificate: Certificate
     notes: dict[str, int]
 
 
@@ -188,7 +189,7 @@ def _encode(clip: Clip, recording: Recording) -> EncodedClip:
         times_ms=None if times is None else tuple(round(float(times[place[int(i)]]), 3) for i in clip.frame_ids),
         percentiles=clip.percentiles,
         mm_per_pixel=clip.mm_per_pixel,
-        certificate=clip.certificate,
+        certificate=cast("Certificate", clip.certificate),
         notes={
             "frames_near_identical": clip.num_dropped,
             "frames_inpainted": clip.num_inpainted,

@@ -77,3 +77,9 @@ def allowed_tags(manufacturer: str, body_part: str) -> dict[str, str]:
     if body_part.strip().upper() in _BODY_PARTS:
         tags["body_part"] = body_part.strip().lower()
     return tags
+
+
+def is_allowed(manufacturer: str | None, body_part: str | None) -> bool:
+    """Whether both come from the closed tables, or say nothing."""
+    families = {None, "other", *_MANUFACTURERS.values()}
+    return manufacturer in families and (body_part is None or body_part.upper() in _BODY_PARTS)

@@ -75,7 +75,12 @@ def num_missing(job: Job, plan: Plan) -> int:
 
 
 def on_processes(num_workers: int) -> Execute:
-    """Run units on processes of this machine. A process that is killed costs its unit a second try."""
+    """Run units on processes of this machine, a single one in this process.
+
+    A process that is killed costs its unit a second try.
+    """
+    if num_workers == 1:
+        return lambda job, plan, units: (run_unit(job, plan, unit) for unit in units)
 
     def execute(job: Job, plan: Plan, units: list[int]) -> Iterator[Progress]:
         left = set(units)

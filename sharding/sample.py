@@ -7,12 +7,16 @@ open a shard.
 import json
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
 
 KEY = re.compile(r"[a-z0-9_-]+")  # a dot would end the key in WebDataset readers and merge samples
 _JPEG_QUALITY = 95
+
+SourceKind = Literal["dicom", "video", "image"]
+Certificate = Literal["tag", "motion", "profile", "public", "as_is"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Meta:
     clip: str
     frame: int
     percentiles: tuple[int, int]
-    source_kind: str
-    certificate: str
+    source_kind: SourceKind
+    certificate: Certificate
     time_ms: float | None = None
     mm_per_pixel: tuple[float, float] | None = None
     manufacturer: str | None = None

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from sharding.manifest import ShardInfo, Split
 from sharding.plan import Plan, source_store
 from sharding.policy import Job
 from sharding.recording import Reason
-from sharding.sample import Meta, name_members
+from sharding.sample import Meta, SourceKind, name_members
 from sharding.store import Store
 from sharding.writer import write_shard
 
@@ -76,8 +76,11 @@ def run_unit(job: Job, plan: Plan, number: int) -> Progress:
     """
     out = Store(job.out)
     scratch = out.place if out.is_local else None
-    with tempfile.TemporaryDirectory(prefix=".unit-", suffix=".tmp", dir=scratch) as folder:
-        unit = _Unit(job, Path(folder))
+    with (
+        tempfile.TemporaryDirectory(prefix=".unit-", suffix=".tmp", dir=scratch) as folder,
+        tempfile.TemporaryFile(dir=folder) as spool,
+    ):
+        unit = _Unit(job, Path(folder), spool)
         with Converter(job.limits, Path(folder)) as converter:
             for name in plan.unit(number):
                 unit.add(name, converter)
@@ -103,13 +106,13 @@ def read_lines(out: Store, number: int) -> list[Line]:
 class _Unit:
     """What a unit has gathered so far."""
 
-    def __init__(self, job: Job, folder: Path) -> None:
+    def __init__(self, job: Job, folder: Path, spool: IO[bytes]) -> None:
         self.lines: list[Line] = []
         self._job, self._folder = job, folder
         self._source = source_store(job)
         self._labels = load_labels(self._source, job.labels)
         self._pseudonyms = Pseudonyms(load_key(job.key_file))
-        self._spool: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the unit
+        self._spool = spool
         self._frames: list[_Frame] = []
         self.thumbnails: dict[str, list[str]] = {}
 
@@ -170,7 +173,7 @@ class _Unit:
             clip=self._pseudonyms.of(f"clip-{number}", converted.clip),
             frame=0,
             percentiles=clip.percentiles,
-            source_kind=converted.source_kind,
+            source_kind=cast("SourceKind", converted.source_kind),
             certificate=clip.certificate,
             mm_per_pixel=clip.mm_per_pixel,
             manufacturer=converted.tags.get("manufacturer"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from sharding.deidentify import is_allowed
 from sharding.manifest import ShardInfo, load_manifest
 from sharding.merge import samples_of
 from sharding.recording import InputError
@@ -114,12 +115,14 @@ def _check_sample(path: str, members: list[tuple[str, bytes]]) -> Sample:
         raise InputError(f"{path}: member {name!r} is not <key>.<extension> with a key of [a-z0-9_-]")
     try:
         sample = decode(key, parts)
-        _META.validate_python(vars(sample.meta), strict=True)
+        _META.validate_json(parts["json"], strict=True)
     except ValidationError as error:
         wrong = error.errors()[0]["loc"][0]
         raise InputError(f"{path}: sample {key}: {wrong!r} of its json is not of the type that is allowed") from error
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: {error}") from error
+    if not is_allowed(sample.meta.manufacturer, sample.meta.body_part):
+        raise InputError(f"{path}: sample {key}: manufacturer or body_part of its json is not in the closed tables")
     if unknown := set(parts) - {"jpg", "json", "region.png"}:
         raise InputError(f"{path}: sample {key}: member .{sorted(unknown)[0]} is not one of jpg, json, region.png")
     return sample

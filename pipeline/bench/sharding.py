@@ -12,7 +12,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -20,12 +20,11 @@ import pydicom
 import webdataset
 
 from sharding.job import Execute, on_processes, run
-from sharding.plan import Plan, make_plan
+from sharding.plan import make_plan
 from sharding.policy import Job, Policy
 from sharding.preprocess import SHORT_SIDE, Pixels
 from sharding.sources.synthetic import SyntheticSpec, generate
 from sharding.sources.synthetic_files import write_dicom
-from sharding.unit import Progress, run_unit
 
 _SIZES = ((240, 320, 48), (600, 800, 24), (768, 1024, 16))  # rows, columns, files
 _FRAMES = 30
@@ -61,8 +60,8 @@ def _bench_one_core(source: Path, out: Path, num_files: int, rounds: int) -> Non
     os.sched_setaffinity(0, {min(cores)})  # children inherit it
     ways: dict[str, Callable[[], None]] = {
         "obvious pipeline": lambda: _obvious(source, out),
-        "certified": lambda: _ours(source, out, "certified", _in_process),
-        "as_is": lambda: _ours(source, out, "as_is", _in_process),
+        "certified": lambda: _ours(source, out, "certified", on_processes(1)),
+        "as_is": lambda: _ours(source, out, "as_is", on_processes(1)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for name, way in ways.items():
@@ -113,12 +112,6 @@ def _ours(source: Path, out: Path, pixels: Pixels, execute: Execute) -> None:
     job = Job(str(source), str(out), Policy("bench", pixels=pixels), out.parent / "key")
     for _ in run(job, make_plan(job), execute):
         pass
-
-
-def _in_process(job: Job, plan: Plan, units: list[int]) -> Iterator[Progress]:
-    """No pool: the one process and its converter share the core."""
-    for unit in units:
-        yield run_unit(job, plan, unit)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def test_two_jobs_on_one_output_refuse_each_other(source: Path, tmp_path: Path) 
 def test_slices_and_a_dask_cluster_give_the_same_bytes(source: Path, whole: Path, tmp_path: Path) -> None:
     sliced = job_of(source, tmp_path / "sliced", tmp_path)
     plan = make_plan(sliced)
-    for place in (1, 3, 0, 2):
+    for place in (2, 3, 1, 0):
         assert not (tmp_path / "sliced" / "manifest.json").exists()
         list(run_slice(sliced, plan, on_processes(1), place, 4))
     assert num_missing(sliced, plan) == 0
@@ -285,7 +285,7 @@ def test_a_vanished_source_ends_the_job_and_loses_nothing(source: Path, whole: P
     plan = make_plan(job)
     copy.rename(away)
     with pytest.raises(InputError, match=r"a listed file can no longer be read .* bring the folder back and run"):
-        list(run(job, plan, on_processes(1)))
+        list(run(job, plan, on_processes(2)))
     away.rename(copy)
     list(run(job, make_plan(job), on_processes(1)))
     assert bytes_of(tmp_path / "out") == bytes_of(whole)
