@@ -145,6 +145,10 @@ def _convert_file(task: Task) -> Converted:
         return _convert_frames(task)
     except MemoryError:
         return Converted(task.name, Reason.OUT_OF_MEMORY)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        return Converted(task.name, Reason.OUT_OF_MEMORY)  # mmap says it so
 
 
 def _convert_frames(task: Task) -> Converted:

@@ -7,11 +7,14 @@ once more in a fresh child, so that an earlier file cannot spoil a later one, an
 import multiprocessing
 import os
 import resource
+import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 
@@ -132,7 +135,8 @@ class _Child:
         self.num_files = 0
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, limits, folder), daemon=True)
-        self._process.start()
+        with _without_main():
+            self._process.start()
         self.pid = self._process.pid
         theirs.close()
 
@@ -140,6 +144,17 @@ class _Child:
         self._process.kill()
         self._process.join()
         self.connection.close()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the main module: multiprocessing would import it anew in every child, torch and all."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _serve(connection: Connection, limits: Limits, folder: Path) -> None:
