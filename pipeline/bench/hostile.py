@@ -14,6 +14,7 @@ import pydicom
 from pydicom import uid
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.errors import InvalidDicomError
 
 from sharding.sources.synthetic import SyntheticSpec, generate
 from sharding.sources.synthetic_files import write_dicom, write_mp4
@@ -50,7 +51,7 @@ def _copy_as_ultrasound(path: Path, target: Path) -> None:
             return
         dataset.Modality, dataset.SOPClassUID = "US", uid.UltrasoundMultiFrameImageStorage
         dataset.save_as(target)
-    except (pydicom.errors.InvalidDicomError, AttributeError, ValueError, NotImplementedError, KeyError):
+    except (InvalidDicomError, AttributeError, ValueError, NotImplementedError, KeyError, TypeError):
         target.write_bytes(path.read_bytes())  # broken already: as it is
 
 
