@@ -173,6 +173,8 @@ def _tar_members(path: Path, target: Path) -> Iterator[tuple[str, _Found]]:
                     yield info.name, Reason.UNSAFE_NAME
                 elif not info.isdir() and not _is_hidden(info.name):
                     yield info.name, _tar_member(archive, info, target)
+        while stream.read(_CHUNK):  # the check sum of what was unpacked comes last
+            pass
 
 
 def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo, target: Path) -> _Found:

@@ -14,11 +14,9 @@ from sharding.sources.dicom_codestream import JpegHeader
 NUM_COLOURS = 3
 _PEAK = 255
 
-# Rows give R, G, B from Y, Cb, Cr and one; of full range (JFIF) and of video range (ITU-R BT.601). The last column
-# is in units of the middle grey level 128 of 256.
-_FULL = np.array([[1, 0, 1.402, -1.402], [1, -0.344136, -0.714136, 1.058272], [1, 1.772, 0, -1.772]])
-_Y, _V, _GU, _GV, _U = 255 / 219, 1.596027, -0.391762, -0.812968, 2.017232
-_PARTIAL = np.array([[_Y, 0, _V, -_V - _Y / 8], [_Y, _GU, _GV, -_GU - _GV - _Y / 8], [_Y, _U, 0, -_U - _Y / 8]])
+# R, G, B from Y, Cb - middle, Cr - middle, of full range (JFIF) and of video range (ITU-R BT.601).
+_FULL = np.array([[1, 0, 1.402], [1, -0.114 * 1.772 / 0.587, -0.299 * 1.402 / 0.587], [1, 1.772, 0]])
+_PARTIAL = _FULL * np.array([255 / 219, 255 / 224, 255 / 224])
 
 
 def split_planes(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -91,10 +89,13 @@ def rgb_from_ybr(ybr: np.ndarray, num_bits: int = 8, is_partial: bool = False) -
         is_partial: of video range: luma 16..235, chroma 16..240.
 
     """
-    matrix = (_PARTIAL if is_partial else _FULL).copy()
-    matrix[:, 3] *= 2 ** (num_bits - 1)
-    rgb: np.ndarray = cv2.transform(ybr, matrix)
-    return rgb if num_bits == ybr.itemsize * 8 else np.minimum(rgb, 2**num_bits - 1)
+    matrix = _PARTIAL if is_partial else _FULL
+    peak, middle = (1 << num_bits) - 1, 1 << (num_bits - 1)
+    black = np.array([middle / 8 if is_partial else 0, middle, middle])
+    # In floating point: OpenCV's own way for 8 bits rounds one sample in twenty wrongly, and is slower.
+    rgb = cv2.transform(ybr.astype(np.float32), np.column_stack([matrix, -matrix @ black]))
+    rounded: np.ndarray = np.floor(rgb + 0.5).clip(0, peak).astype(ybr.dtype)
+    return rounded
 
 
 def widen_422(data: np.ndarray, rows: int, columns: int) -> np.ndarray:

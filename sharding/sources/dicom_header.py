@@ -64,9 +64,9 @@ def is_dicom(head: bytes) -> bool:
     pydicom's `force` would take PNG files and text for data sets.
     """
     offset, last = 0, -1
-    for _ in range(_SNIFFED_TAGS):
+    for number in range(_SNIFFED_TAGS):
         if offset + 8 > len(head):
-            return last >= 0 and offset >= len(head)  # a value that goes beyond what was sniffed is no objection
+            return number == _SNIFFED_TAGS - 1  # the last value may go beyond what was sniffed
         group, element = struct.unpack_from("<HH", head, offset)
         tag = group << 16 | element
         if group not in {_META, _FIRST} or tag <= last:

@@ -76,7 +76,8 @@ def read_video(path: Path, name: str, choice: FrameChoice) -> Recording:
     is_indexed = head.startswith(_MATROSKA) or head[4:8] in _ISO_BOXES
     stream = _read_with_decord(path, num_claimed, choice) if is_indexed and not is_rotated else None
     stream = stream or _read_in_order(capture, num_claimed, choice)
-    return stream.recording("video", name, is_truncated=stream.num_frames < num_claimed - (not is_indexed) * _SLACK)
+    slack = 0 if head[4:8] in _ISO_BOXES or head.startswith(b"RIFF") else _SLACK
+    return stream.recording("video", name, is_truncated=stream.num_frames < num_claimed - slack)
 
 
 def read_stream(data: bytes, num_claimed: int, choice: FrameChoice, size: tuple[int, int]) -> Stream:
@@ -110,11 +111,13 @@ def _unrotated(capture: cv2.VideoCapture) -> cv2.VideoCapture:
 
 
 def _examine(capture: cv2.VideoCapture) -> tuple[int, tuple[int, int], bool]:
-    """Claimed number of frames (0 when unknown), rows and columns, whether it is to be shown rotated."""
+    """Claimed number of frames (0 when unknown), rows and columns, whether it is to be shown rotated.
+
+    Captures are dropped, never released: OpenCV 5.0 crashes in `release` when the bytes come from Python.
+    """
     rows, columns = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
     num_claimed = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     is_rotated = capture.get(cv2.CAP_PROP_ORIENTATION_META) != 0
-    capture.release()
     _refuse_large(num_claimed, rows, columns)
     return num_claimed, (rows, columns), is_rotated
 
@@ -140,13 +143,17 @@ def _read_with_decord(path: Path, num_claimed: int, choice: FrameChoice) -> Stre
 
 
 def _read_in_order(capture: Open, num_claimed: int, choice: FrameChoice) -> Stream:
-    """Chosen frames in one pass; a second one when the number of frames was not as claimed."""
+    """Chosen frames in one pass; a second one when the number of frames was not as claimed.
+
+    The last frame before a cut may be half a frame, so it is not chosen.
+    """
     stream = _one_pass(capture(), choice.decoded(max(1, num_claimed)))
-    if stream.num_frames not in {num_claimed, 1}:
-        num_frames = stream.num_frames
-        stream = _one_pass(capture(), choice.decoded(num_frames))
-        if stream.num_frames != num_frames:
-            raise Rejected(Reason.UNDECODABLE)
+    if stream.num_frames in {num_claimed, 1}:
+        return stream
+    num_frames = stream.num_frames
+    stream = _one_pass(capture(), choice.decoded(num_frames - (num_frames < num_claimed)))
+    if stream.num_frames != num_frames:
+        raise Rejected(Reason.UNDECODABLE)
     return stream
 
 
@@ -162,7 +169,6 @@ def _one_pass(capture: cv2.VideoCapture, frame_ids: np.ndarray) -> Stream:
             pictures.append(stack_planes([cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)]))
         times.append(capture.get(cv2.CAP_PROP_POS_MSEC))
         _refuse_large(len(times), rows, columns)
-    capture.release()
     if not pictures:
         raise Rejected(Reason.EMPTY)
     frames, colour = (np.concatenate(planes) for planes in zip(*pictures, strict=True))
