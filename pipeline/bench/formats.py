@@ -127,9 +127,9 @@ def build_table(sources: list[np.ndarray], path: Path) -> tuple[str, int]:
             cells.append("/".join(map(str, pair)) or "-")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     for name, syntaxes in _REFUSED.items():
-        cell = _worst(sources, path, syntaxes, "RGB", 1)
-        num_wrong += cell.reason != Reason.UNSUPPORTED_CODEC
-        lines.append(f"| {name} | {' | '.join([str(cell)] * len(COLUMNS))} |")
+        cells = [str(_worst(sources, path, syntaxes, column, 1)) if column in _PLAIN else "-" for column in COLUMNS]
+        num_wrong += sum(cell not in {"-", Reason.UNSUPPORTED_CODEC} for cell in cells)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines), num_wrong
 
 

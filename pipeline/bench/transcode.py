@@ -227,7 +227,6 @@ def encode_video(rgb: np.ndarray, codec: str, container: str, pixel_format: str 
         "mpeg4": {"b": "60M"},
         "libx264": {"crf": "8"},
         "libx265": {"crf": "6", "x265-params": "log-level=none"},
-        "libvpx-vp9": {"crf": "10", "b": "0"},
     }.get(codec, {})
     target = io.BytesIO()
     with av.open(target, "w", format=container) as output:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import cv2
 import imagecodecs
 import numpy as np
 
@@ -111,7 +112,7 @@ def decode_native(data: bytes, layout: Layout) -> np.ndarray:
     if layout.num_samples == 1:
         return _finish(samples.reshape(layout.size), layout)
     if layout.is_planar:
-        return _finish(np.moveaxis(samples.reshape(layout.num_samples, *layout.size), 0, -1), layout)
+        return _finish(_interleave(samples.reshape(layout.num_samples, *layout.size)), layout)
     return _finish(samples.reshape(*layout.size, layout.num_samples), layout)
 
 
@@ -165,9 +166,20 @@ def _decode_rle(data: bytes, layout: Layout) -> np.ndarray:
     for number in range(count):
         segment = data[bounds[number] : bounds[number + 1]]
         planes[divmod(number, num_bytes)] = _unpack_segment(segment, num_pixels)
-    joined = np.ascontiguousarray(np.moveaxis(planes, 1, -1)).view(f">u{num_bytes}")[..., 0]
-    samples = joined.astype(f"=u{num_bytes}").reshape(layout.num_samples, *layout.size)
-    return _finish(samples[0] if layout.num_samples == 1 else np.moveaxis(samples, 0, -1), layout)
+    if num_bytes > 1:  # the highest byte comes first
+        joined = np.ascontiguousarray(np.moveaxis(planes, 1, -1)).view(f">u{num_bytes}")
+        return _finish(_interleave(joined.astype(f"=u{num_bytes}").reshape(-1, *layout.size)), layout)
+    return _finish(_interleave(planes.reshape(-1, *layout.size)), layout)
+
+
+def _interleave(planes: np.ndarray) -> np.ndarray:
+    """(H, W) of one plane (1, H, W), (H, W, 3) of three."""
+    if len(planes) == 1:
+        single: np.ndarray = planes[0]
+        return single
+    if planes.dtype == np.uint8:
+        return cv2.merge(list(planes))
+    return np.moveaxis(planes, 0, -1)
 
 
 def _unpack_segment(segment: bytes, num_pixels: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """DICOM: every transfer syntax decodes to the samples that went in; hostile and broken files end in a named reason."""
 
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -153,6 +154,25 @@ def test_only_chosen_frames_are_decoded(tmp_path: Path) -> None:
     np.testing.assert_array_equal(recording.frame_ids, chosen)
     assert len(recording.frames) < 20
     assert reason_of(path) == Reason.UNDECODABLE  # all of them
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, BASELINE])
+def test_memory_does_not_grow_with_frames_that_are_not_chosen(syntax: str, tmp_path: Path) -> None:
+    num_frames, side = 1500, 1000
+    stored = store(picture(1, side, side), "MONOCHROME2")
+    fragments = b"\0\0" if syntax == EXPLICIT else [encode_frame(BASELINE, stored, 0)] * num_frames
+    path = write(tmp_path / "a.dcm", syntax, stored, fragments, NumberOfFrames=num_frames)
+    if syntax == EXPLICIT:  # a file with a hole of 1.5 GB
+        with path.open("r+b") as file:
+            file.seek(-6, 2)
+            file.write(struct.pack("<I", num_frames * side * side))
+            file.truncate(file.tell() + num_frames * side * side)
+    tracemalloc.start()
+    recording = read(path, "n", FrameChoice(max_frames=3))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(recording.frames) < 20
+    assert peak < 60e6
 
 
 # Colour

@@ -41,7 +41,7 @@ VIDEOS = [
     ("mpeg4", "avi"),
     ("mjpeg", "avi"),
     ("libx264", "matroska"),
-    ("libvpx-vp9", "webm"),
+    ("VP90", "webm"),
     ("mpeg2video", "mpeg"),
     ("mpeg2video", "mpeg2video"),
     ("libx264", "mpegts"),
@@ -55,7 +55,10 @@ def test_every_container_gives_the_chosen_frames(codec: str, container: str, tmp
     rgb = moving()
     formats = {"gif": "gray", "mjpeg": "yuvj420p"}
     path = tmp_path / "clip.bin"  # names tell nothing
-    path.write_bytes(encode_video(rgb, codec, container, formats.get(codec, "yuv420p"), rate=25))
+    if container == "webm":  # PyAV takes OpenCV's libvpx for its own and fails
+        _write_with_opencv(rgb, tmp_path / "clip.webm", codec).rename(path)
+    else:
+        path.write_bytes(encode_video(rgb, codec, container, formats.get(codec, "yuv420p"), rate=25))
     assert kind_of(path) == "video"
     recording = read(path, "n", CHOICE)
     wanted = CHOICE.decoded(60)
@@ -68,6 +71,14 @@ def test_every_container_gives_the_chosen_frames(codec: str, container: str, tmp
     assert not recording.is_truncated
     if container not in {"mpeg", "mpeg2video"}:  # streams without times for every frame
         np.testing.assert_allclose(recording.frame_times_ms, wanted * 40.0, atol=1.1)
+
+
+def _write_with_opencv(rgb: np.ndarray, path: Path, codec: str) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 25, (rgb.shape[2], rgb.shape[1]))
+    for frame in rgb:
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    writer.release()
+    return path
 
 
 @pytest.mark.parametrize("container", ["mp4", "matroska", "avi", "mpeg"])
@@ -149,11 +160,7 @@ def test_real_videos_give_the_chosen_frames(shared_data: Path) -> None:
 
 def test_colour_video(tmp_path: Path) -> None:
     rgb = moving(6, is_grey=False)
-    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 20, (96, 64))
-    for frame in rgb:
-        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    writer.release()
-    recording = read(tmp_path / "a.avi", "n", CHOICE)
+    recording = read(_write_with_opencv(rgb, tmp_path / "a.avi", "MJPG"), "n", CHOICE)
     assert recording.colour is not None
     assert abs(recording.colour.mean() - np.ptp(rgb, axis=-1).mean()) < 10
 
