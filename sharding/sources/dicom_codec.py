@@ -178,7 +178,8 @@ def _interleave(planes: np.ndarray) -> np.ndarray:
         single: np.ndarray = planes[0]
         return single
     if planes.dtype == np.uint8:
-        return cv2.merge(list(planes))
+        merged: np.ndarray = cv2.merge(list(planes))
+        return merged
     return np.moveaxis(planes, 0, -1)
 
 
