@@ -1,15 +1,22 @@
 """From a recording to the frames that are stored: the one preprocessing of shards, labelled sets and embeddings."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
 
-from sharding.recording import Recording
+from sharding.marks import remove_marks
+from sharding.profiles import Profile
+from sharding.recording import FrameChoice, Reason, Recording, Rejected
 from sharding.region import Region, find_regions
+from sharding.text import has_text
 
+Pixels = Literal["certified", "public", "as_is"]
 SHORT_SIDE = 256  # pixels of a stored frame; smaller frames keep their size
-_LOW, _HIGH = 2, 98  # percentiles that become black and white (US-JEPA section 4.3)
+_LOW, _HIGH = 0.02, 0.98  # shares of the pixels below black and white (US-JEPA section 4.3)
+_EQUAL = 0.5  # grey levels of mean difference below which a frame repeats the one before
+_Box = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
@@ -17,12 +24,15 @@ class Clip:
     """The frames of one region of a recording, ready to be stored.
 
     Attributes:
-        frames: (T, h, w) uint8, zero outside the region, cropped to its bounding box.
+        frames: (S, h, w) uint8, zero outside the region, cropped to its bounding box.
         region: (h, w) bool.
-        frame_ids: (T,) index of each frame in the recording.
+        frame_ids: (S,) index of each frame in the source.
         percentiles: grey levels (low, high) at 2 and 98 % inside the region, over the clip.
         mm_per_pixel: (x, y) after resizing, None where unknown.
         certificate: what vouches for the region.
+        num_dropped: frames that repeated the one before.
+        num_inpainted: frames in which coloured marks were painted over.
+        num_refused: frames with more than 5 % coloured marks.
 
     """
 
@@ -32,39 +42,97 @@ class Clip:
     percentiles: tuple[int, int]
     mm_per_pixel: tuple[float, float] | None
     certificate: str
+    num_dropped: int = 0
+    num_inpainted: int = 0
+    num_refused: int = 0
 
 
-def cut_clips(recording: Recording, max_frames: int, public: bool = False) -> list[Clip]:
-    """Cut a recording into one clip per region, at most `max_frames` evenly spaced frames each.
+def cut_clips(
+    recording: Recording, choice: FrameChoice, pixels: Pixels = "certified", profiles: tuple[Profile, ...] = ()
+) -> list[Clip]:
+    """Cut a recording into one clip per region.
+
+    Args:
+        recording: the frames of `choice.decoded`.
+        choice: which of them are stored.
+        pixels: `certified` keeps what has a certificate and shows no text. `public`: the user vouches for the pixels
+            (a published set); what has no certificate is kept, whole if no sector is found. `as_is`: whole frames,
+            nothing is searched.
+        profiles: device profiles that a site has signed.
 
     Raises:
-        Rejected: when no region is certified.
+        Rejected: no region is certified, text is in it, or it is coloured.
 
     """
-    num_frames = len(recording.frames)
-    frame_ids = np.linspace(0, num_frames - 1, min(num_frames, max_frames)).round().astype(int)
-    return [_cut(recording.frames[frame_ids], frame_ids, r) for r in find_regions(recording, public)]
+    stored = np.isin(recording.frame_ids, choice.stored(int(recording.frame_ids[-1]) + 1))
+    if pixels == "as_is":
+        whole = Region(np.ones(recording.frames.shape[1:], dtype=bool), "as_is")
+        return [_cut(recording.frames[stored], recording.frame_ids[stored], whole)]
+    return [_screen(recording, region, stored, pixels) for region in find_regions(recording, pixels, profiles)]
 
 
-def _cut(frames: np.ndarray, frame_ids: np.ndarray, region: Region) -> Clip:
-    rows, columns = np.flatnonzero(region.mask.any(axis=1)), np.flatnonzero(region.mask.any(axis=0))
-    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    mask = region.mask[box]
+def _screen(recording: Recording, region: Region, stored: np.ndarray, pixels: Pixels) -> Clip:
+    """Remove coloured marks, look for text, then cut."""
+    box = _bounding_box(region.mask)
+    frames, ids, inside = recording.frames[:, *box], recording.frame_ids, region.mask[box]
+    num_inpainted = num_refused = 0
+    if recording.colour is not None:
+        cleaned = remove_marks(frames, recording.colour[:, *box], inside)
+        num_refused = int((~cleaned.kept & stored).sum())
+        frames, ids, stored = cleaned.frames, ids[cleaned.kept], stored[cleaned.kept]
+        num_inpainted = cleaned.num_inpainted
+        if not stored.any():
+            raise Rejected(Reason.COLOUR_OVERLAY)
+    if pixels == "certified" and has_text(frames, inside):
+        raise Rejected(Reason.TEXT_IN_REGION)
+    cropped = Region(inside, region.certificate, region.mm_per_pixel)
+    return _cut(frames[stored], ids[stored], cropped, num_inpainted, num_refused)
+
+
+def _cut(
+    frames: np.ndarray, frame_ids: np.ndarray, region: Region, num_inpainted: int = 0, num_refused: int = 0
+) -> Clip:
+    box = _bounding_box(region.mask)
+    mask = region.mask[box].astype(np.uint8)
     scale = min(1.0, SHORT_SIDE / min(mask.shape))
     size = (round(mask.shape[1] * scale), round(mask.shape[0] * scale))
-    small_mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST).astype(bool)
-    small = np.stack([cv2.resize(frame[box] * mask, size, interpolation=cv2.INTER_AREA) for frame in frames])
-    small *= small_mask
-    low, high = np.percentile(small[:, small_mask], (_LOW, _HIGH)).round().astype(int)
+    small_mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+    # What lies outside is black before the frame shrinks, so that no letter beside the sector bleeds into it.
+    small = [cv2.resize(frame[box] * mask, size, interpolation=cv2.INTER_AREA) * small_mask for frame in frames]
+    kept = _changing(small, max(1, int(small_mask.sum())))
     spacing = region.mm_per_pixel
     return Clip(
-        frames=small,
-        region=small_mask,
-        frame_ids=frame_ids,
-        percentiles=(int(low), int(high)),
+        frames=np.stack([small[place] for place in kept]),
+        region=small_mask.astype(bool),
+        frame_ids=frame_ids[kept],
+        percentiles=_percentiles(small, small_mask),
         mm_per_pixel=None if spacing is None else (spacing[0] / scale, spacing[1] / scale),
         certificate=region.certificate,
+        num_dropped=len(small) - len(kept),
+        num_inpainted=num_inpainted,
+        num_refused=num_refused,
     )
+
+
+def _bounding_box(mask: np.ndarray) -> _Box:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _changing(frames: list[np.ndarray], num_pixels: int) -> list[int]:
+    """Places of the frames that differ from the last one kept."""
+    kept = [0]
+    for place in range(1, len(frames)):
+        if cv2.norm(frames[kept[-1]], frames[place], cv2.NORM_L1) >= _EQUAL * num_pixels:
+            kept.append(place)
+    return kept
+
+
+def _percentiles(frames: list[np.ndarray], mask: np.ndarray) -> tuple[int, int]:
+    counts = sum(cv2.calcHist([frame], [0], mask, [256], [0, 256])[:, 0] for frame in frames)
+    below = np.cumsum(counts) / np.sum(counts)
+    low, high = np.searchsorted(below, (_LOW, _HIGH))
+    return int(low), int(high)
 
 
 def stretch(frame: np.ndarray, region: np.ndarray, percentiles: tuple[int, int]) -> np.ndarray:

@@ -1,9 +1,10 @@
 """Where the ultrasound is: the part of the frame that may be kept.
 
-A region is certified by one of two witnesses, or refused (design: fail closed):
-`tag`: a region that the scanner declared and that lies inside the image, cut down to the solid sector in it
-(the declared box itself often holds text); `motion`: in a cine without such a tag, the one solid area that
-moves. A still without a tag has no witness: its banner can look like its sector.
+A region is certified by a witness, or refused (fail closed):
+`tag`: a region that the scanner declared and that lies inside the image, cut down to the solid sector in it (the
+declared box itself often holds text); `motion`: in a cine without such a tag, the one solid area that moves, found
+alike in both halves of the clip; `profile`: a device profile that the site has signed, cut down to the solid sector
+in it. A still with none of these has no witness: its banner can look like its sector.
 """
 
 from dataclasses import dataclass
@@ -11,16 +12,19 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from sharding.recording import Box, Reason, Recording, Rejected
+from sharding.profiles import Profile, find_profile
+from sharding.recording import NUM_WITNESSES, Box, Reason, Recording, Rejected
 
 _DARK = 12  # grey level that black borders stay below after JPEG
 _MIN_MOTION = 2.5  # grey levels of standard deviation over time
 _MIN_AREA, _MAX_AREA = 0.05, 0.98  # share of the frame
 _MIN_SOLIDITY = 0.75  # area over area of the convex hull; a sector is convex but for its curved top
-_MOTION_FRAMES = 16
+_MIN_AGREEMENT = 0.8  # intersection over union of the sectors of both halves of a clip
 _LIT_SHARE = 0.3  # of the frames in which a pixel of the sector is lit
 _SOLID_DENSITY = 0.6  # share of lit pixels around one of tissue; text stays below
 _MIN_CINE_FRAMES = 8
+_WORK_SIDE = 240  # pixels, short side of the pictures that are searched
+_TOP_ROWS = 0.04  # share of the rows that hold banners, never a moving sector
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Region:
 
     Attributes:
         mask: (H, W) bool, true inside.
-        certificate: `tag`, `motion`, or `public` when the user vouches for the pixels.
+        certificate: `tag`, `motion`, `profile`, or `public`, `as_is` when the user vouches for the pixels.
         mm_per_pixel: (x, y), None where unknown.
 
     """
@@ -39,71 +43,110 @@ class Region:
     mm_per_pixel: tuple[float, float] | None = None
 
 
-def find_regions(recording: Recording, public: bool = False) -> list[Region]:
+def find_regions(recording: Recording, pixels: str, profiles: tuple[Profile, ...] = ()) -> list[Region]:
     """Find the sectors of a recording, one per declared 2-D region.
 
     Args:
         recording: frames (T, H, W) with what the source declares.
-        public: the user vouches that the pixels identify nobody (a published set): what has no certificate
+        pixels: `certified`, or `public`: the user vouches that the pixels identify nobody, so what has no certificate
             is kept, whole if no sector is found.
+        profiles: device profiles that a site has signed.
 
     Raises:
         Rejected: `no_cone`, `no_motion`, `uncertified_still`.
 
     """
+    shape = recording.frames.shape[1:]
+    if pixels == "public" and recording.mask is not None:
+        return [Region(recording.mask, "public")]
     if recording.regions is not None:
         return _regions_from_tags(recording)
-    if len(recording.frames) >= _MIN_CINE_FRAMES:
-        mask = _moving_sector(recording.frames)
-        reason = Reason.NO_MOTION
-    else:
-        mask, reason = None, Reason.UNCERTIFIED_STILL
+    profile = find_profile(profiles, recording.device, shape)
+    if profile is not None:
+        return [_region_in(recording, profile.mask(), "profile", None)]
+    is_cine = len(recording.frames) >= _MIN_CINE_FRAMES
+    mask = _moving_sector(recording.frames) if is_cine else None
     if mask is not None:
         return [Region(mask, "motion")]
-    if not public:
-        raise Rejected(reason)
-    brightest = recording.frames.max(axis=0)
-    sector = _solid_sector(brightest > _DARK)
-    return [Region(np.ones_like(brightest, dtype=bool) if sector is None else sector, "public")]
+    if pixels != "public":
+        raise Rejected(Reason.NO_MOTION if is_cine else Reason.UNCERTIFIED_STILL)
+    sector = _solid_sector(_small(recording.frames).max(axis=0) > _DARK, shape)
+    return [Region(np.ones(shape, dtype=bool) if sector is None else sector, "public")]
 
 
 def _regions_from_tags(recording: Recording) -> list[Region]:
     assert recording.regions is not None
-    brightest = recording.frames.max(axis=0)
     found = []
     for box, spacing in zip(recording.regions, recording.mm_per_pixel, strict=True):
-        inside = _box_mask(brightest.shape, box)
+        inside = _box_mask(recording.frames.shape[1:], box)
         for other in recording.excluded:
-            inside &= ~_box_mask(brightest.shape, other)
-        mask = _solid_sector((brightest > _DARK) & inside)
-        if mask is not None and (mask & inside).any():
-            found.append(Region(mask & inside, "tag", spacing))
+            inside &= ~_box_mask(inside.shape, other)
+        try:
+            found.append(_region_in(recording, inside, "tag", spacing))
+        except Rejected:
+            continue  # a box without a sector in it; another may have one
     if not found:
         raise Rejected(Reason.NO_CONE)
     return found
 
 
-def _box_mask(shape: tuple[int, int], box: Box) -> np.ndarray:
+def _region_in(
+    recording: Recording, inside: np.ndarray, certificate: str, spacing: tuple[float, float] | None
+) -> Region:
+    """The solid sector inside a mask (H, W) bool that somebody vouches for."""
+    small = _small(recording.frames)
+    brightest = small.max(axis=0)
+    allowed = cv2.resize(inside.astype(np.uint8), brightest.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
+    mask = _solid_sector((brightest > _DARK) & allowed, inside.shape)
+    if mask is None or not (mask & inside).any():
+        raise Rejected(Reason.NO_CONE)
+    return Region(mask & inside, certificate, spacing)
+
+
+def _box_mask(shape: tuple[int, ...], box: Box) -> np.ndarray:
     x0, y0, x1, y1 = box
     mask = np.zeros(shape, dtype=bool)
     mask[max(y0, 0) : y1 + 1, max(x0, 0) : x1 + 1] = True
     return mask
 
 
+def _small(frames: np.ndarray) -> np.ndarray:
+    """At most 16 frames, shrunk by a whole number to a short side of at least 240."""
+    chosen = frames[np.linspace(0, len(frames) - 1, min(len(frames), NUM_WITNESSES)).round().astype(int)]
+    by = max(1, min(frames.shape[1:]) // _WORK_SIDE)
+    size = (frames.shape[2] // by, frames.shape[1] // by)
+    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in chosen])
+
+
 def _moving_sector(frames: np.ndarray) -> np.ndarray | None:
-    chosen = frames[np.linspace(0, len(frames) - 1, _MOTION_FRAMES).round().astype(int)].astype(np.float32)
-    bright = (chosen > _DARK).mean(axis=0) > _LIT_SHARE
-    return _solid_sector(bright & (chosen.std(axis=0) > _MIN_MOTION))
+    small, shape = _small(frames), frames.shape[1:]
+    half = len(small) // 2
+    found = _solid_sector(_moving(small), shape)
+    halves = [_solid_sector(_moving(part), shape) for part in (small[:half], small[half:])]
+    if found is None or any(part is None or _agreement(found, part) < _MIN_AGREEMENT for part in halves):
+        return None
+    return None if found[: round(_TOP_ROWS * shape[0])].any() else found
 
 
-def _solid_sector(lit: np.ndarray) -> np.ndarray | None:
-    """Largest solid area of a (H, W) bool map, as its convex hull shrunk a little; None where there is none.
+def _moving(frames: np.ndarray) -> np.ndarray:
+    """(h, w) bool, lit in many frames and changing."""
+    levels = frames.astype(np.float32)
+    lit = (frames > _DARK).mean(axis=0) > _LIT_SHARE
+    moving: np.ndarray = lit & (levels.std(axis=0) > _MIN_MOTION)
+    return moving
 
-    Text has a stroke every few pixels, tissue is lit throughout: the local density of lit pixels tells them
-    apart, and an opening wider than a stroke cuts what hangs on to the sector.
+
+def _agreement(first: np.ndarray, second: np.ndarray) -> float:
+    return float((first & second).sum() / max(1, (first | second).sum()))
+
+
+def _solid_sector(lit: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Largest solid area of a (h, w) bool map, as its convex hull shrunk a little, in a given shape; None without one.
+
+    Text has a stroke every few pixels, tissue is lit throughout: the local density of lit pixels tells them apart, and
+    an opening wider than a stroke cuts what hangs on to the sector.
     """
-    height, width = lit.shape
-    reach = max(3, round(min(height, width) / 40)) | 1
+    reach = max(3, round(min(lit.shape) / 40)) | 1
     density = cv2.blur(lit.astype(np.float32), (reach, reach))
     solid = (density > _SOLID_DENSITY).astype(np.uint8)
     brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
@@ -117,8 +160,9 @@ def _solid_sector(lit: np.ndarray) -> np.ndarray | None:
     hull = _convex_hull((labels == largest).astype(np.uint8))
     if not _MIN_AREA <= hull.mean() <= _MAX_AREA or area < _MIN_SOLIDITY * hull.sum():
         return None
-    shrink = max(1, round(height / 200))
-    kept: np.ndarray = cv2.erode(hull, np.ones((2 * shrink + 1, 2 * shrink + 1), np.uint8)).astype(bool)
+    whole = cv2.resize(hull, shape[::-1], interpolation=cv2.INTER_NEAREST)
+    shrink = max(1, round(shape[0] / 200))
+    kept: np.ndarray = cv2.erode(whole, np.ones((2 * shrink + 1, 2 * shrink + 1), np.uint8)).astype(bool)
     return kept
 
 
