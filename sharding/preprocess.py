@@ -129,7 +129,7 @@ def _changing(frames: list[np.ndarray], num_pixels: int) -> list[int]:
 
 
 def _percentiles(frames: list[np.ndarray], mask: np.ndarray) -> tuple[int, int]:
-    counts = sum(cv2.calcHist([frame], [0], mask, [256], [0, 256])[:, 0] for frame in frames)
+    counts = sum(cv2.calcHist([frame], [0], mask, [256], [0, 256]).ravel() for frame in frames)
     below = np.cumsum(counts) / np.sum(counts)
     low, high = np.searchsorted(below, (_LOW, _HIGH))
     return int(low), int(high)
