@@ -83,6 +83,7 @@ def _evidence(frames: np.ndarray, region: np.ndarray) -> Iterator[tuple[int, np.
     for scale in _SCALES:
         tiles = tiles if scale == 1 else _halved(tiles)
         cells = evidence(_padded(tiles), scale)
+        cells = cells * _touched(region[box], cells.shape, CELL * scale)
         yield CELL * scale, cv2.blur(cells, _RUN, borderType=cv2.BORDER_CONSTANT), box
 
 
@@ -91,8 +92,16 @@ def _bounding_box(region: np.ndarray) -> tuple[slice, slice]:
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
+def _touched(region: np.ndarray, shape: tuple[int, ...], side: int) -> np.ndarray:
+    """(H / side, W / side) bool, cells with a pixel of the region."""
+    padded = np.zeros((shape[0] * side, shape[1] * side), np.uint8)
+    padded[: region.shape[0], : region.shape[1]] = region
+    touched: np.ndarray = cv2.resize(padded * np.uint8(255), shape[::-1], interpolation=cv2.INTER_AREA) > 0
+    return touched
+
+
 def _halved(tiles: np.ndarray) -> np.ndarray:
-    size = max(tiles.shape[2] // 2, 1), max(tiles.shape[1] // 2, 1)
+    size = -(-tiles.shape[2] // 2), -(-tiles.shape[1] // 2)
     return np.stack([cv2.resize(tile, size, interpolation=cv2.INTER_AREA) for tile in tiles])
 
 

@@ -43,7 +43,7 @@ def draw_sample(background: Background, rng: np.random.Generator) -> tuple[np.nd
     tiles, region = _crop(*background, rng)
     if drawing.chance(rng, 0.4):
         tiles[:] = tiles[0]
-    if drawing.chance(rng, 0.4):
+    if drawing.chance(rng, 0.5):
         drawing.draw_marks(tiles, rng)
     if drawing.chance(rng, 0.3):
         region &= _random_region(rng)
@@ -105,7 +105,7 @@ def _paint(view: np.ndarray, coverage: np.ndarray, cap_height: float, rng: np.ra
     painted, way, opacity = view[shown], str(rng.choice(list(_WAYS), p=list(_WAYS.values()))), 1.0
     around = float(painted[0].mean())
     sign = -1 if around > _BRIGHT and shown[1:] and drawing.chance(rng, 0.25) else 1
-    level = around + sign * 255 * rng.uniform(0.25, 1)
+    level = around + sign * 255 * (0.22 + 0.78 * rng.random() ** 1.6)  # the faint is harder: more of it
     if way == "plate":
         around = float(rng.choice([0, 30, 90, 160, 220, 255]))
         drawing.blend(painted, np.ones_like(coverage), around, 1)
@@ -117,7 +117,7 @@ def _paint(view: np.ndarray, coverage: np.ndarray, cap_height: float, rng: np.ra
     level = min(max(level, 0.0), 255.0)
     drawing.blend(painted, coverage, level, opacity)
     view[shown] = painted
-    return abs(level - around) * opacity / 255 * min(1.0, 0.6 + cap_height / 40)
+    return float(abs(level - around) * opacity / 255 * min(1.0, 0.6 + cap_height / 40))
 
 
 def _surround(coverage: np.ndarray, rng: np.random.Generator) -> np.ndarray:

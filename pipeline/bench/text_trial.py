@@ -120,31 +120,30 @@ def calibrate(seed: int, size: int, real: list[Path]) -> float:
 
 
 def report(seed: int, size: int, real: list[Path], threshold: float) -> Iterator[str]:
-    """Lines of figures: recall by kind, size and contrast, false alarms by kind, milliseconds."""
-    sets = clean_sets(seed, size, real)
+    """Lines of figures: false alarms by kind, recall by kind, contrast, size and length, milliseconds."""
     rng = np.random.default_rng((seed, 3))
-    for kind, clips in sets.items():
+    for kind, clips in clean_sets(seed, size, real).items():
         if not clips:
             continue
-        scores = [text_score(clip.frames, clip.region) for clip in clips]
-        alarms = [f"{c.name}={s:.2f}" for c, s in zip(clips, scores, strict=True) if s >= threshold]
-        yield (
-            f"clean {kind:20} false alarms {len(alarms):3} of {len(clips)}  99 % {np.quantile(scores, 0.99):.3f}  "
-            + (" ".join(alarms) if kind == "real" else "")
-        )
+        scores = np.array([text_score(clip.frames, clip.region) for clip in clips])
+        alarms = [clip.name for clip, score in zip(clips, scores, strict=True) if clip.name and score >= threshold]
+        yield f"{kind}: {(scores >= threshold).sum()} false alarms in {len(clips)} clips {' '.join(alarms)}"
         for name, contrast in (("clear", CLEAR), ("faint", FAINT)):
-            yield f"text on {kind:18} {name} " + "  ".join(
-                _recall(clips, rng, contrast, caps, threshold) for caps in CAP_HEIGHTS
-            )
+            yield f"{kind}: {name} text found in " + _recall(clips, rng, contrast, threshold)
     yield from _speed()
 
 
-def _recall(
-    clips: list[Clip], rng: np.random.Generator, contrast: tuple[float, float], caps: tuple[int, int], threshold: float
-) -> str:
-    drawn = [with_text(clip, rng, contrast, caps) for clip in clips]
-    scores = np.array([text_score(clip.frames, clip.region) for clip in drawn if clip is not None])
-    return f"{caps[0]}-{caps[1]} px {(scores >= threshold).mean():.3f} of {len(scores)}" if len(scores) else "none fits"
+def _recall(clips: list[Clip], rng: np.random.Generator, contrast: tuple[float, float], threshold: float) -> str:
+    found: dict[str, list[bool]] = {}
+    for caps in CAP_HEIGHTS:
+        for clip in clips:
+            drawn = with_text(clip, rng, contrast, caps)
+            if drawn is None:
+                continue
+            verdict = text_score(drawn.frames, drawn.region) >= threshold
+            for group in (f"{caps[0]}-{caps[1]} px", "cines" if len(clip.frames) > 1 else "stills", "all"):
+                found.setdefault(group, []).append(verdict)
+    return ", ".join(f"{group} {np.mean(hits):.3f} of {len(hits)}" for group, hits in found.items())
 
 
 def _speed() -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Make and measure the weights of the text detector, sharding/text.onnx and text.json.
 
-python -m pipeline.bench.train_text [--steps 5000] [--seed 0] [--backgrounds FOLDER]
+python -m pipeline.bench.train_text [--steps 4500] [--seed 0] [--backgrounds FOLDER]
 python -m pipeline.bench.train_text --evaluate [--backgrounds FOLDER]
 """
 
@@ -108,16 +108,17 @@ def real_files(folder: Path | None, seen: bool) -> list[Path]:
 def main() -> None:
     """Train, calibrate and evaluate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backgrounds", type=Path)
+    parser.add_argument("--clips", type=int, default=150, help="of each kind in calibration and trial")
     parser.add_argument("--evaluate", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     if not args.evaluate:
         save(train(make_pools(args.seed, args.backgrounds), args.steps, args.seed))
-        limit = trial.calibrate(_CALIBRATION_SEED, 200, real_files(args.backgrounds, seen=True))
+        limit = trial.calibrate(_CALIBRATION_SEED, args.clips, real_files(args.backgrounds, seen=True))
         facts = {
             "threshold": limit,
             "seed": args.seed,
@@ -126,7 +127,7 @@ def main() -> None:
         }
         CALIBRATION.write_text(json.dumps(facts, indent=1) + "\n")
     print(f"threshold {threshold()}, {WEIGHTS.stat().st_size} bytes")
-    for line in trial.report(_TRIAL_SEED, 200, real_files(args.backgrounds, seen=False), threshold()):
+    for line in trial.report(_TRIAL_SEED, args.clips, real_files(args.backgrounds, seen=False), threshold()):
         print(line, flush=True)
 
 

@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.bench import text_trial as trial
@@ -108,6 +111,18 @@ def test_tiny_regions(shape: tuple[int, int]) -> None:
     region[5 : 5 + shape[0], 5 : 5 + shape[1]] = True
     assert 0 <= text_score(frames, region) <= 1
     assert not (find_text(frames, region) & ~region).any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 140), st.integers(1, 140), st.integers(0, 99), st.floats(0.3, 0.999))
+def test_verdict_and_cells_agree_for_any_region(height: int, width: int, seed: int, limit: float) -> None:
+    rng = np.random.default_rng(seed)
+    coverage = write("AB 42", FONT, 10, rng).coverage[:height, :width]
+    frames = rng.integers(0, 120, (2, height, width), dtype=np.uint8)
+    blend(frames[:, : coverage.shape[0], : coverage.shape[1]], coverage, 255, 1)
+    region = rng.random((height, width)) < rng.choice([0.01, 0.5, 1])
+    with mock.patch.object(text, "threshold", return_value=limit):
+        assert has_text(frames, region) == find_text(frames, region).any()
 
 
 @pytest.mark.parametrize("words", ["", "MRN 123456"])
