@@ -82,7 +82,9 @@ def load_profiles(path: Path) -> tuple[Profile, ...]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"profiles {path}: {where}: {first['msg']}; see sharding/profiles.py for the format") from error
+        raise InputError(
+            f"profiles {path}: {where}: {first['msg']}; see sharding/profiles.py for the format"
+        ) from error
     return tuple(_profile(entry, path) for entry in entries)
 
 
@@ -102,9 +104,7 @@ def _profile(entry: _Entry, path: Path) -> Profile:
     )
 
 
-def find_profile(
-    profiles: tuple[Profile, ...], device: tuple[str, str], shape: tuple[int, int]
-) -> Profile | None:
+def find_profile(profiles: tuple[Profile, ...], device: tuple[str, str], shape: tuple[int, int]) -> Profile | None:
     """The profile of a device (manufacturer, model) whose frames have a shape (H, W); None where there is none."""
     manufacturer, model = (name.strip().lower() for name in device)
     wanted = (manufacturer, model, *shape)

@@ -2,8 +2,8 @@
 
 A region is certified by a witness, or refused (fail closed):
 `tag`: a region that the scanner declared and that lies inside the image, cut down to the solid sector in it (the
-declared box itself often holds text); `motion`: in a cine without such a tag, the one solid area that moves, found
-alike in both halves of the clip; `profile`: a device profile that the site has signed, cut down to the solid sector
+declared box itself often holds text); `motion`: in a cine without such a tag, the one solid area that moves, in
+both halves of the clip; `profile`: a device profile that the site has signed, cut down to the solid sector
 in it. A still with none of these has no witness: its banner can look like its sector.
 """
 
@@ -19,7 +19,7 @@ _DARK = 12  # grey level that black borders stay below after JPEG
 _MIN_MOTION = 2.5  # grey levels of standard deviation over time
 _MIN_AREA, _MAX_AREA = 0.05, 0.98  # share of the frame
 _MIN_SOLIDITY = 0.75  # area over area of the convex hull; a sector is convex but for its curved top
-_MIN_AGREEMENT = 0.8  # intersection over union of the sectors of both halves of a clip
+_MIN_AGREEMENT = 0.6  # share of the moving pixels of a sector that move in each half of the clip
 _LIT_SHARE = 0.3  # of the frames in which a pixel of the sector is lit
 _SOLID_DENSITY = 0.6  # share of lit pixels around one of tissue; text stays below
 _MIN_CINE_FRAMES = 8
@@ -120,12 +120,14 @@ def _small(frames: np.ndarray) -> np.ndarray:
 
 def _moving_sector(frames: np.ndarray) -> np.ndarray | None:
     small, shape = _small(frames), frames.shape[1:]
-    half = len(small) // 2
-    found = _solid_sector(_moving(small), shape)
-    halves = [_solid_sector(_moving(part), shape) for part in (small[:half], small[half:])]
-    if found is None or any(part is None or _agreement(found, part) < _MIN_AGREEMENT for part in halves):
+    moving = _moving(small)
+    found = _solid_sector(moving, shape)
+    if found is None or found[: round(_TOP_ROWS * shape[0])].any():
         return None
-    return None if found[: round(_TOP_ROWS * shape[0])].any() else found
+    inside = cv2.resize(found.astype(np.uint8), moving.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
+    half, expected = len(small) // 2, _MIN_AGREEMENT * (moving & inside).sum()
+    agree = all((_moving(part) & inside).sum() >= expected for part in (small[:half], small[half:]))
+    return found if agree else None
 
 
 def _moving(frames: np.ndarray) -> np.ndarray:
@@ -134,10 +136,6 @@ def _moving(frames: np.ndarray) -> np.ndarray:
     lit = (frames > _DARK).mean(axis=0) > _LIT_SHARE
     moving: np.ndarray = lit & (levels.std(axis=0) > _MIN_MOTION)
     return moving
-
-
-def _agreement(first: np.ndarray, second: np.ndarray) -> float:
-    return float((first & second).sum() / max(1, (first | second).sum()))
 
 
 def _solid_sector(lit: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
