@@ -37,12 +37,22 @@ def synthetic_frames(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return made.frames, made.region
 
 
-def speckle_frames(rng: np.random.Generator, shape: tuple[int, int], num_frames: int) -> np.ndarray:
-    """(T, H, W) of log-compressed speckle with layers, specular lines, cysts, shadows, bands and saturation."""
+def speckle_frames(
+    rng: np.random.Generator, shape: tuple[int, int], num_frames: int, spans: tuple[float, float] = (25, 60)
+) -> np.ndarray:
+    """(T, H, W) of log-compressed speckle with layers, specular lines, cysts, shadows, bands and saturation.
+
+    Args:
+        rng: source of chance.
+        shape: (H, W).
+        num_frames: 1 or more; the speckle changes between them.
+        spans: dB between black and white, from, to; scanners show 40 to 80, and less is harsher.
+
+    """
     echo = _structure(rng, shape)
     psf = rng.uniform(0.6, 5), rng.uniform(0.5, 2.5)
     still = rng.standard_normal((*shape, 2)).astype(np.float32)
-    motion, span = rng.uniform(0.05, 1), rng.uniform(25, 60)
+    motion, span = rng.uniform(0.05, 1), rng.uniform(*spans)
     gain = rng.uniform(30, 200)
     frames = np.empty((num_frames, *shape), np.uint8)
     for frame in frames:
@@ -81,11 +91,11 @@ def _structure(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(np.exp(log + strong), dtype=np.float32)
 
 
-def degrade(tiles: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What codecs and scalers do to (N, H, W)."""
+def degrade(tiles: np.ndarray, rng: np.random.Generator, least: float = 0.5) -> np.ndarray:
+    """What codecs and scalers do to (N, H, W): JPEG, and detail lost by a factor down to `least`."""
     out = tiles
     if chance(rng, 0.3):
-        factor = rng.uniform(0.5, 2)
+        factor = rng.uniform(least, 2)
         out = np.stack([_resampled(tile, factor) for tile in out])
     if chance(rng, 0.5):
         quality = int(rng.integers(60, 96))

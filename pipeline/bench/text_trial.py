@@ -16,6 +16,8 @@ from sharding.text import text_score
 FAINT, CLEAR = (0.35, 0.6), (0.6, 1.0)  # contrast: text minus mean around it, as a share of the grey range
 CAP_HEIGHTS = (8, 11), (11, 16), (16, 24), (24, 40)  # pixels
 _ALARMS = {"generator": 0.01, "speckle": 0.02, "speckle with marks": 0.05, "real": 0.01}  # share of clean clips
+_SPANS = 40, 80  # dB between black and white
+_LEAST_DETAIL = 0.7  # of the pixels: below that the smallest text cannot be read
 _TRIES, _LEAST_CHARACTERS = 60, 3
 
 
@@ -36,11 +38,11 @@ def generated_clip(rng: np.random.Generator) -> Clip:
 def speckle_clip(rng: np.random.Generator, marks: bool = False) -> Clip:
     """Clean, of procedural speckle in a rectangle or a fan, with or without calipers, rulers and the like."""
     shape = [(240, 320), (400, 520), (600, 800)][int(rng.choice(3, p=[0.4, 0.4, 0.2]))]
-    frames = pictures.speckle_frames(rng, shape, int(rng.choice([1, 8])))
+    frames = pictures.speckle_frames(rng, shape, int(rng.choice([1, 8])), _SPANS)
     if marks:
         drawing.draw_marks(frames, rng)
     region = np.ones(shape, bool) if drawing.chance(rng, 0.4) else _fan(shape, rng)
-    return Clip(pictures.degrade(frames, rng), region)
+    return Clip(pictures.degrade(frames, rng, _LEAST_DETAIL), region)
 
 
 def _fan(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -84,7 +86,7 @@ def with_text(
         if level < 255 * (1 + contrast[0] / 8):  # tissue bright as it is leaves no room for more contrast
             frames = clip.frames.copy()
             drawing.blend(frames[:, *place], coverage, min(level, 255), 1)
-            return Clip(pictures.degrade(frames, rng), clip.region, clip.name)
+            return Clip(pictures.degrade(frames, rng, _LEAST_DETAIL), clip.region, clip.name)
     return None
 
 

@@ -1,7 +1,9 @@
-"""Make and measure the weights of the text detector, sharding/text.onnx and text.json.
+r"""Make and measure the weights of the text detector, sharding/text.onnx and text.json.
 
-python -m pipeline.bench.train_text [--steps 4500] [--seed 0] [--backgrounds FOLDER]
-python -m pipeline.bench.train_text --evaluate [--backgrounds FOLDER]
+    python -m pipeline.bench.train_text [--backgrounds FOLDER]
+    python -m pipeline.bench.train_text --evaluate [--backgrounds FOLDER]
+
+FOLDER holds real pictures and videos without text inside; without one the network learns from generated ones alone.
 """
 
 import argparse
@@ -112,20 +114,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backgrounds", type=Path)
     parser.add_argument("--clips", type=int, default=150, help="of each kind in calibration and trial")
-    parser.add_argument("--evaluate", action="store_true")
+    parser.add_argument("--calibrate", action="store_true", help="keep the weights, choose the threshold, evaluate")
+    parser.add_argument("--evaluate", action="store_true", help="keep weights and threshold")
     args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    if not args.evaluate:
+    if not args.evaluate and not args.calibrate:
         save(train(make_pools(args.seed, args.backgrounds), args.steps, args.seed))
+    if not args.evaluate:
         limit = trial.calibrate(_CALIBRATION_SEED, args.clips, real_files(args.backgrounds, seen=True))
-        facts = {
-            "threshold": limit,
-            "seed": args.seed,
-            "steps": args.steps,
-            "real_frames": args.backgrounds is not None,
-        }
-        CALIBRATION.write_text(json.dumps(facts, indent=1) + "\n")
+        CALIBRATION.write_text(json.dumps({"threshold": limit}) + "\n")
     print(f"threshold {threshold()}, {WEIGHTS.stat().st_size} bytes")
     for line in trial.report(_TRIAL_SEED, args.clips, real_files(args.backgrounds, seen=False), threshold()):
         print(line, flush=True)
