@@ -3,6 +3,7 @@
 A small convolutional network looks at three pictures of a clip at once: its middle frame, its temporal minimum
 (static text survives there while speckle goes dark) and its temporal maximum (text that is shown for a while only).
 It says for every cell of 8 x 8 pixels how much that looks like part of a written word; a word is a run of such cells.
+Upright and slanted words only: it is nearly blind for text turned by 90 degrees and for single letters.
 `pipeline/bench/train_text.py` makes the weights, the threshold, and the figures of both.
 """
 

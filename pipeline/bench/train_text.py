@@ -4,6 +4,20 @@ r"""Make and measure the weights of the text detector, sharding/text.onnx and te
     python -m pipeline.bench.train_text --evaluate [--backgrounds FOLDER]
 
 FOLDER holds real pictures and videos without text inside; without one the network learns from generated ones alone.
+
+The committed weights: seed 0, 4500 steps (10 min on two cores), threshold of 100 clips per kind, and a folder of
+148 real sources looked at by eye: HC18 fetal heads (CC BY), lung clips (CC BY) and the inner part of muscle frames (CC0),
+of which 40, by groups of name, were kept for the trial. They come from the same sets and devices as the 108 learned from.
+Trial of 2026-11, fonts and seeds unseen, words of 3 and more characters, cap height 8 to 40 pixels:
+
+    clips                 false alarms   found at 60-100 % contrast   at 35-60 %   of these at 8-11 pixels
+    generator             1 of 100       0.994 of 160                 0.990        0.979, 0.970
+    procedural speckle    0 of 100       0.990 of 203                 0.984        0.966, 0.936
+    the same with marks   5 of 100       1.000 of 222                 0.975        1.000, 0.901
+    real                  0 of 40        1.000 of 130                 1.000        1.000, 1.000
+
+Blind spots: text turned by 90 degrees (0.32 found), single letters (0.13), see-through text of 35 % opacity (0.96).
+Colour Doppler boxes, calipers and rulers inside a sector are taken for text now and then.
 """
 
 import argparse
