@@ -6,8 +6,8 @@ r"""Make and measure the weights of the text detector, sharding/text.onnx and te
 FOLDER holds real pictures and videos without text inside; without one the network learns from generated ones alone.
 
 The committed weights: seed 0, 4500 steps (10 min on two cores), threshold of 100 clips per kind, and a folder of
-148 real sources looked at by eye: HC18 fetal heads (CC BY), lung clips (CC BY) and the inner part of muscle frames (CC0),
-of which 40, by groups of name, were kept for the trial. They come from the same sets and devices as the 108 learned from.
+148 real sources looked at by eye: HC18 fetal heads (CC BY), lung clips (CC BY) and the inner part of muscle frames
+(CC0). 40 of them, by groups of name, were kept for the trial; the 108 learned from are of the same sets and devices.
 Trial of 2026-11, fonts and seeds unseen, words of 3 and more characters, cap height 8 to 40 pixels:
 
     clips                 false alarms   found at 60-100 % contrast   at 35-60 %   of these at 8-11 pixels
