@@ -153,7 +153,7 @@ def _convert_file(task: Task) -> Converted:
 
 def _convert_frames(task: Task) -> Converted:
     try:
-        recording = read(task.path, task.name, task.choice)
+        recording = read(task.path, task.name, replace(task.choice, with_colour=task.pixels != "as_is"))
     except Rejected as refusal:
         task.path.stat()  # a source that vanished is no verdict
         return Converted(task.name, refusal.reason)

@@ -135,7 +135,7 @@ class _Child:
         self.num_files = 0
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, limits, folder), daemon=True)
-        with _without_main():
+        with without_main():
             self._process.start()
         self.pid = self._process.pid
         theirs.close()
@@ -147,8 +147,8 @@ class _Child:
 
 
 @contextmanager
-def _without_main() -> Iterator[None]:
-    """Hide the main module: multiprocessing would import it anew in every child, torch and all."""
+def without_main() -> Iterator[None]:
+    """Hide the main module while a process is started: it would be imported anew there, torch and all."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from sharding.deidentify import Pseudonyms, load_key
+from sharding.isolate import without_main
 from sharding.manifest import MANIFEST
 from sharding.merge import merge
 from sharding.plan import Plan
@@ -102,7 +103,8 @@ def on_processes(num_workers: int) -> Execute:
 
 def _on_pool(job: Job, plan: Plan, units: list[int], num_workers: int) -> Iterator[Progress]:
     with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
-        futures = [pool.submit(run_unit, job, plan, unit) for unit in units]
+        with without_main():
+            futures = [pool.submit(run_unit, job, plan, unit) for unit in units]
         try:
             for future in as_completed(futures):
                 yield future.result()

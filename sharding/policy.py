@@ -9,6 +9,7 @@ from sharding.preprocess import Pixels
 from sharding.profiles import Profile
 from sharding.recording import FrameChoice, InputError
 from sharding.sample import KEY
+from sharding.text import CALIBRATION, WEIGHTS
 
 _TOOLS = ("us-jepa", "pydicom", "imagecodecs", "opencv-python-headless", "decord", "numpy")
 
@@ -49,8 +50,9 @@ class Policy:
 
 
 def tools() -> dict[str, str]:
-    """Versions of what decodes and encodes: content hashes depend on them."""
-    return {name: version(name) for name in _TOOLS}
+    """Versions of what decodes, encodes and looks for letters: which pixels are stored depends on them."""
+    weights = hashlib.sha256(WEIGHTS.read_bytes() + CALIBRATION.read_bytes()).hexdigest()
+    return {name: version(name) for name in _TOOLS} | {"text detector": weights[:12]}
 
 
 @dataclass(frozen=True)

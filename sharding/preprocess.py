@@ -98,7 +98,7 @@ def _cut(
     size = (round(mask.shape[1] * scale), round(mask.shape[0] * scale))
     small_mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
     # What lies outside is black before the frame shrinks, so that no letter beside the sector bleeds into it.
-    small = [cv2.resize(frame[box] * mask, size, interpolation=cv2.INTER_AREA) * small_mask for frame in frames]
+    small = [_shrink(cv2.bitwise_and(frame[box], frame[box], mask=mask), size) * small_mask for frame in frames]
     kept = _changing(small, max(1, int(small_mask.sum())))
     spacing = region.mm_per_pixel
     return Clip(
@@ -117,6 +117,16 @@ def _cut(
 def _bounding_box(mask: np.ndarray) -> _Box:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _shrink(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Mean over areas, by a whole number first: OpenCV is several times faster at that."""
+    by = min(frame.shape[1] // size[0], frame.shape[0] // size[1])
+    if by > 1:
+        rows, columns = frame.shape[0] // by, frame.shape[1] // by
+        frame = cv2.resize(frame[: rows * by, : columns * by], (columns, rows), interpolation=cv2.INTER_AREA)
+    shrunk: np.ndarray = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+    return shrunk
 
 
 def _changing(frames: list[np.ndarray], num_pixels: int) -> list[int]:

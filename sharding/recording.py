@@ -88,11 +88,13 @@ class FrameChoice:
     Attributes:
         max_frames: stored frames per clip at most, evenly spaced.
         stride: only every stride-th frame is a candidate.
+        with_colour: say how coloured each pixel is; a JPEG's chroma is not decoded otherwise.
 
     """
 
     max_frames: int = 32
     stride: int = 1
+    with_colour: bool = True
 
     def stored(self, num_frames: int) -> np.ndarray:
         """(S,) int64 indices of the frames to store, ascending."""

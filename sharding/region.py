@@ -21,7 +21,7 @@ _MIN_AREA, _MAX_AREA = 0.05, 0.98  # share of the frame
 _MIN_SOLIDITY = 0.75  # area over area of the convex hull; a sector is convex but for its curved top
 _MIN_AGREEMENT = 0.6  # share of the moving pixels of a sector that move in each half of the clip
 _LIT_SHARE = 0.3  # of the frames in which a pixel of the sector is lit
-_SOLID_DENSITY = 0.6  # share of lit pixels around one of tissue; text stays below
+_SOLID_DENSITY = 0.5  # share of lit pixels around one of tissue; text stays below
 _MIN_CINE_FRAMES = 8
 _WORK_SIDE = 240  # pixels, short side of the pictures that are searched
 _TOP_ROWS = 0.04  # share of the rows that hold banners, never a moving sector
@@ -149,19 +149,32 @@ def _solid_sector(lit: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     solid = (density > _SOLID_DENSITY).astype(np.uint8)
     brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
     opened = cv2.morphologyEx(solid, cv2.MORPH_OPEN, brush)
-    joined = cv2.morphologyEx(opened, cv2.MORPH_CLOSE, brush)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(joined)
+    core = _largest(cv2.morphologyEx(opened, cv2.MORPH_CLOSE, brush))
+    if core is None:
+        return None
+    corners = cv2.dilate(core, brush) & solid  # the opening has rounded them
+    sector = cv2.morphologyEx(core | corners, cv2.MORPH_CLOSE, brush)
+    hull = _convex_hull(sector)
+    if not _MIN_AREA <= hull.mean() <= _MAX_AREA or core.sum() < _MIN_SOLIDITY * hull.sum():
+        return None
+    # A curved array's sector is hollow at the top: the hull spans it, and letters may stand there.
+    kept = hull & cv2.dilate(sector, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach)))
+    whole = cv2.resize(kept, shape[::-1], interpolation=cv2.INTER_NEAREST)
+    shrink = max(1, round(shape[0] / 200))
+    inner: np.ndarray = cv2.erode(
+        cv2.copyMakeBorder(whole, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0),
+        np.ones((2 * shrink + 1, 2 * shrink + 1), np.uint8),
+    )[1:-1, 1:-1]
+    return inner.astype(bool)
+
+
+def _largest(mask: np.ndarray) -> np.ndarray | None:
+    """Largest connected area of a (h, w) uint8 map of 0 and 1; None where it is empty."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
     if count == 1:  # background alone
         return None
     largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
-    area = int(stats[largest, cv2.CC_STAT_AREA])
-    hull = _convex_hull((labels == largest).astype(np.uint8))
-    if not _MIN_AREA <= hull.mean() <= _MAX_AREA or area < _MIN_SOLIDITY * hull.sum():
-        return None
-    whole = cv2.resize(hull, shape[::-1], interpolation=cv2.INTER_NEAREST)
-    shrink = max(1, round(shape[0] / 200))
-    kept: np.ndarray = cv2.erode(whole, np.ones((2 * shrink + 1, 2 * shrink + 1), np.uint8)).astype(bool)
-    return kept
+    return (labels == largest).astype(np.uint8)
 
 
 def _convex_hull(mask: np.ndarray) -> np.ndarray:

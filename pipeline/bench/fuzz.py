@@ -1,6 +1,6 @@
 """Shard thousands of broken and hostile files: the job must end, each file must have one outcome, memory must hold.
 
-    python -m pipeline.bench.fuzz [--files 5000] [--folder build/fuzz] [--seed 0]
+python -m pipeline.bench.fuzz [--files 5000] [--folder build/fuzz] [--seed 0]
 """
 
 import argparse
@@ -37,7 +37,9 @@ def main() -> None:
     shutil.rmtree(args.folder, ignore_errors=True)
     source = args.folder / "source"
     num_files = _write_files(source, args.folder / "seeds", args.files, args.seed)
-    job = Job(str(source), str(args.folder / "out"), Policy("fuzz", FrameChoice(8)), args.folder / "key", limits=_LIMITS)
+    job = Job(
+        str(source), str(args.folder / "out"), Policy("fuzz", FrameChoice(8)), args.folder / "key", limits=_LIMITS
+    )
     plan = make_plan(job)
     started = time.monotonic()
     with _Peak() as peak:

@@ -108,18 +108,22 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     rle = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * (7 << 20)
     yield "rle-900MB.dcm", _dicom(uid.RLELossless, encapsulate([rle]))
     yield "fragments-2e6.dcm", _dicom(uid.RLELossless, _empty_fragments(2_000_000), num_frames=2)
-    yield "nested-20000.dcm", _dicom(uid.ExplicitVRLittleEndian, b"\0" * 240 * 320) + b"\x08\0\x15\x11\xff\xff\xff\xff" * 20_000
+    yield (
+        "nested-20000.dcm",
+        _dicom(uid.ExplicitVRLittleEndian, b"\0" * 240 * 320) + b"\x08\0\x15\x11\xff\xff\xff\xff" * 20_000,
+    )
     yield "png-30000.png", _png(30_000)
     yield "zip-bomb.zip", _zip({"zeros.dcm": b"\0" * (1 << 30)})
     yield "zip-slip.zip", _zip({"../../etc/cron.d/x": b"x", "/etc/passwd": b"x", "C:\\x.dcm": b"x", "a\\..\\b": b"x"})
     yield "zip-in-zip.zip", _zip({"inner.zip": _zip({"a.txt": b"a"})})
     yield "tar-tricks.tar", _tar_tricks()
-    yield "endless.gif", b"GIF89a" + struct.pack("<HH", 8, 8) + b"\x80\0\0\0\0\0\xff\xff\xff" + b"\x21\xff" + b"\x01\0" * 4_000_000
+    yield (
+        "endless.gif",
+        b"GIF89a" + struct.pack("<HH", 8, 8) + b"\x80\0\0\0\0\0\xff\xff\xff" + b"\x21\xff" + b"\x01\0" * 4_000_000,
+    )
 
 
-def _dicom(
-    syntax: str, pixels: bytes, rows: int = 240, columns: int = 320, num_frames: int = 1
-) -> bytes:
+def _dicom(syntax: str, pixels: bytes, rows: int = 240, columns: int = 320, num_frames: int = 1) -> bytes:
     dataset = FileDataset("", Dataset(), file_meta=FileMetaDataset(), preamble=b"\0" * 128)
     dataset.file_meta.TransferSyntaxUID = uid.UID(syntax)
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = uid.UltrasoundMultiFrameImageStorage

@@ -1,4 +1,5 @@
-"""Sharding beside the obvious pipeline, on one core, on the same JPEG baseline cines, interleaved in one run.
+"""Sharding beside the obvious pipeline, on one core, on the same JPEG baseline cines (YBR_FULL_422, as
+scanners write them), interleaved in one run.
 
     python -m pipeline.bench.sharding [--rounds 3] [--folder build/bench-sharding]
 
@@ -50,7 +51,9 @@ def _write_cines(folder: Path, rows: int, columns: int, num_files: int) -> Path:
         path = folder / f"{number:03d}.dcm"
         if not path.exists():
             geometry = ("fan", "curved", "linear")[number % 3]
-            spec = SyntheticSpec(geometry, number % 3, _FRAMES, rows, columns, seed=number, patient_id=f"P{number}")  # type: ignore[arg-type]
+            spec = SyntheticSpec(
+                geometry, number % 3, _FRAMES, rows, columns, seed=number, patient_id=f"P{number}", colour=True
+            )  # type: ignore[arg-type]
             write_dicom(generate(spec), spec, path)
     return folder
 

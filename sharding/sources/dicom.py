@@ -42,7 +42,7 @@ def read_dicom(path: Path, name: str, choice: FrameChoice) -> Recording:
     """
     header = read_header(path)
     _refuse_other_kinds(header)
-    layout, num_declared = _layout(header), _num_declared(header.dataset)
+    layout, num_declared = replace(_layout(header), with_colour=choice.with_colour), _num_declared(header.dataset)
     _refuse_large(layout, num_declared)
     if header.syntax in VIDEO:
         recording = _read_video(header, layout, num_declared, choice)

@@ -54,6 +54,7 @@ class Layout:
         is_planar: native samples come plane by plane.
         is_halved: native chroma is stored for every second pixel only.
         order: `<` or `>`, of native samples.
+        with_colour: the chroma is wanted, too.
 
     """
 
@@ -68,6 +69,7 @@ class Layout:
     is_planar: bool = False
     is_halved: bool = False
     order: str = "<"
+    with_colour: bool = True
 
     @property
     def size(self) -> tuple[int, int]:
@@ -129,6 +131,8 @@ def decode_jpeg(data: bytes, layout: Layout) -> np.ndarray:
     if header.process == LOSSLESS_SOF:  # samples come as they went in
         return _finish(imagecodecs.jpeg8_decode(data, colorspace="RGB", outcolorspace="RGB"), layout)
     space = "RGB" if is_rgb_jpeg(header, layout.photometric) else "YCBCR"
+    if space == "YCBCR" and not layout.with_colour:
+        return _checked(imagecodecs.jpeg8_decode(data, colorspace=space, outcolorspace="GRAYSCALE"), layout)
     return _checked(imagecodecs.jpeg8_decode(data, colorspace=space, outcolorspace="RGB"), layout)
 
 
