@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from sharding.deidentify import Pseudonyms, load_key
-from sharding.isolate import without_main
+from sharding.isolate import fork_server, without_main
 from sharding.manifest import MANIFEST
 from sharding.merge import merge
 from sharding.plan import Plan
@@ -102,7 +102,7 @@ def on_processes(num_workers: int) -> Execute:
 
 
 def _on_pool(job: Job, plan: Plan, units: list[int], num_workers: int) -> Iterator[Progress]:
-    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
+    with ProcessPoolExecutor(num_workers, fork_server(), _end_with_parent) as pool:
         with without_main():
             futures = [pool.submit(run_unit, job, plan, unit) for unit in units]
         try:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sharding.marks import remove_marks
 from sharding.profiles import Profile
-from sharding.recording import FrameChoice, Reason, Recording, Rejected
+from sharding.recording import NUM_WITNESSES, FrameChoice, Reason, Recording, Rejected
 from sharding.region import Region, find_regions
 from sharding.text import has_text
 
@@ -27,7 +27,7 @@ class Clip:
         frames: (S, h, w) uint8, zero outside the region, cropped to its bounding box.
         region: (h, w) bool.
         frame_ids: (S,) index of each frame in the source.
-        percentiles: grey levels (low, high) at 2 and 98 % inside the region, over the clip.
+        percentiles: grey levels (low, high) at 2 and 98 % inside the region, over at most 16 frames of the clip.
         mm_per_pixel: (x, y) after resizing, None where unknown.
         certificate: what vouches for the region.
         num_dropped: frames that repeated the one before.
@@ -98,14 +98,14 @@ def _cut(
     size = (round(mask.shape[1] * scale), round(mask.shape[0] * scale))
     small_mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
     # What lies outside is black before the frame shrinks, so that no letter beside the sector bleeds into it.
-    small = [_shrink(cv2.bitwise_and(frame[box], frame[box], mask=mask), size) * small_mask for frame in frames]
+    small = [_shrink(frame[box] * mask, size) * small_mask for frame in frames]
     kept = _changing(small, max(1, int(small_mask.sum())))
     spacing = region.mm_per_pixel
     return Clip(
         frames=np.stack([small[place] for place in kept]),
         region=small_mask.astype(bool),
         frame_ids=frame_ids[kept],
-        percentiles=_percentiles(small, small_mask),
+        percentiles=_percentiles(small[:: -(-len(small) // NUM_WITNESSES)], small_mask),
         mm_per_pixel=None if spacing is None else (spacing[0] / scale, spacing[1] / scale),
         certificate=region.certificate,
         num_dropped=len(small) - len(kept),

@@ -1,6 +1,6 @@
 """One unit of the job: convert its sources, write its tars, commit its outcomes. A pure function of plan and policy.
 
-Encoded frames wait in an unlinked spool file, not in memory. Keys are keyed hashes of (clip, frame), so that a tar in
+Encoded frames wait in a spool, on disk when there are many. Keys are keyed hashes of (clip, frame), so that a tar in
 order of key is a random mixture of the unit's clips, and the units are a mixture of the source's folders.
 """
 
@@ -30,6 +30,7 @@ from sharding.store import Store
 from sharding.writer import write_shard
 
 _THUMBNAILS = 2  # kept per unit and reason
+_SPOOL_BYTES = 64 << 20  # of encoded frames that wait in memory; more wait on disk
 OUTCOMES = "outcomes"
 
 Line = dict[str, Any]  # one source: its keyed hash, its outcome, and what tells its copies
@@ -78,9 +79,9 @@ def run_unit(job: Job, plan: Plan, number: int) -> Progress:
     scratch = out.place if out.is_local else None
     with (
         tempfile.TemporaryDirectory(prefix=".unit-", suffix=".tmp", dir=scratch) as folder,
-        tempfile.TemporaryFile(dir=folder) as spool,
+        tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES, dir=folder) as spool,
     ):
-        unit = _Unit(job, Path(folder), spool)
+        unit = _Unit(job, Path(folder), cast("IO[bytes]", spool))
         with Converter(job.limits, Path(folder)) as converter:
             for name in plan.unit(number):
                 unit.add(name, converter)

@@ -5,7 +5,6 @@ tar after a crash.
 """
 
 import hashlib
-import io
 import tarfile
 import tempfile
 from collections.abc import Iterable
@@ -34,11 +33,15 @@ def write_shard(out: Store, name: str, members: Iterable[tuple[str, bytes]]) -> 
 
 def _write_tar(file: IO[bytes], members: Iterable[tuple[str, bytes]]) -> tuple[int, str]:
     hashed = _Hashed(file)
-    with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
-        for name, data in members:
-            info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, the names of user and group empty
-            info.size, info.mode = len(data), 0o444
-            tar.addfile(info, io.BytesIO(data))
+    for name, data in members:
+        info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, the names of user and group empty
+        info.size, info.mode = len(data), 0o444
+        # TarFile.addfile copies the header and the data once more, which is slower than all of the rest
+        hashed.write(info.tobuf(tarfile.USTAR_FORMAT))
+        hashed.write(data)
+        hashed.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+    hashed.write(bytes(2 * tarfile.BLOCKSIZE))
+    hashed.write(bytes(-hashed.num_bytes % tarfile.RECORDSIZE))
     return hashed.num_bytes, hashed.sha256.hexdigest()
 
 
@@ -50,7 +53,7 @@ class _Hashed:
         self.sha256 = hashlib.sha256()
         self.num_bytes = 0
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes) -> None:
         self.sha256.update(data)
         self.num_bytes += len(data)
-        return self._file.write(data)
+        self._file.write(data)

@@ -12,9 +12,12 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import pydicom
@@ -24,11 +27,14 @@ from sharding.job import Execute, on_processes, run
 from sharding.plan import make_plan
 from sharding.policy import Job, Policy
 from sharding.preprocess import SHORT_SIDE, Pixels
-from sharding.sources.synthetic import SyntheticSpec, generate
+from sharding.sources.synthetic import Geometry, SyntheticSpec, generate
 from sharding.sources.synthetic_files import write_dicom
 
-_SIZES = ((240, 320, 48), (600, 800, 24), (768, 1024, 16))  # rows, columns, files
+_GENERATED = ((600, 800, 24), (768, 1024, 16), (240, 320, 48))  # rows, columns, files
+_REAL = "examples_ybr_color.dcm"  # 30 frames of a heart, 320 x 240, in the pydicom wheel
 _FRAMES = 30
+_COPIES = 6
+_PIN = "--one-core"
 
 
 def main() -> None:
@@ -36,38 +42,52 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("build/bench-sharding"))
+    parser.add_argument(_PIN, type=Path, metavar="CINES", help="only the rows on one core")
     args = parser.parse_args()
     cv2.setNumThreads(1)
+    if args.one_core:
+        _bench_one_core(args.one_core, args.folder / "out", args.rounds)
+        return
     print(f"median of {args.rounds} rounds, {_FRAMES}-frame JPEG baseline cines, frames/s")
-    for rows, columns, num_files in _SIZES:
-        source = _write_cines(args.folder / f"{rows}x{columns}", rows, columns, num_files)
-        _bench_one_core(source, args.folder / "out", num_files, args.rounds)
+    for source in (_copy_real(args.folder / "real-heart"), *(_write_cines(args.folder, *size) for size in _GENERATED)):
+        # Pinned in a process of its own: a fork server keeps the cores that it was started on.
+        command = [sys.executable, "-m", "pipeline.bench.sharding", "--rounds", str(args.rounds)]
+        subprocess.run([*command, "--folder", str(args.folder), _PIN, str(source)], check=True)
         _bench_two_workers(source, args.folder / "out", args.rounds)
 
 
+def _copy_real(folder: Path) -> Path:
+    """Copies of one file: all are decoded and cut, then all but one are taken out as duplicates."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(32):
+        shutil.copy(Path(pydicom.__file__).parent / "data" / "test_files" / _REAL, folder / f"{number:03d}.dcm")
+    return folder
+
+
 def _write_cines(folder: Path, rows: int, columns: int, num_files: int) -> Path:
+    folder /= f"{rows}x{columns}"
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(num_files):
         path = folder / f"{number:03d}.dcm"
         if not path.exists():
-            geometry = ("fan", "curved", "linear")[number % 3]
+            geometry = get_args(Geometry)[number % 3]
             spec = SyntheticSpec(
-                geometry, number % 3, _FRAMES, rows, columns, seed=number, patient_id=f"P{number}", colour=True
-            )  # type: ignore[arg-type]
+                geometry, number % 3, _FRAMES, rows, columns, number, patient_id=f"P{number}", colour=True
+            )
             write_dicom(generate(spec), spec, path)
     return folder
 
 
-def _bench_one_core(source: Path, out: Path, num_files: int, rounds: int) -> None:
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})  # children inherit it
+def _bench_one_core(source: Path, out: Path, rounds: int) -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # children inherit it
+    num_files = len(list(source.glob("*.dcm")))
     ways: dict[str, Callable[[], None]] = {
         "obvious pipeline": lambda: _obvious(source, out),
         "certified": lambda: _ours(source, out, "certified", on_processes(1)),
         "as_is": lambda: _ours(source, out, "as_is", on_processes(1)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for name, way in ways.items():
+    for way in ways.values():
         way()  # warm: imports, page cache, fork server
     for _ in range(rounds):
         for name, way in ways.items():
@@ -75,18 +95,23 @@ def _bench_one_core(source: Path, out: Path, num_files: int, rounds: int) -> Non
     base = statistics.median(seconds["obvious pipeline"])
     for name, taken in seconds.items():
         rate = num_files * _FRAMES / statistics.median(taken)
-        print(f"  {source.name:>9}  {name:<18} {rate:7.0f}  {base / statistics.median(taken):5.2f}x", flush=True)
-    os.sched_setaffinity(0, cores)
+        print(f"  {source.name:>10}  {name:<18} {rate:7.0f}  {base / statistics.median(taken):5.2f}x", flush=True)
 
 
 def _bench_two_workers(source: Path, out: Path, rounds: int) -> None:
-    """Whole jobs, start of the processes included, on many copies of the source so that the start does not count."""
+    """Whole jobs, start of the processes included, on many copies (hard links), so that the start hardly counts."""
+    many = source.parent / f"{source.name}-many"
+    many.mkdir(exist_ok=True)
+    for path in source.glob("*.dcm"):
+        for copy in range(_COPIES):
+            (many / f"{copy}-{path.name}").unlink(missing_ok=True)
+            (many / f"{copy}-{path.name}").hardlink_to(path)
     taken = {1: [0.0] * 0, 2: [0.0] * 0}
     for _ in range(rounds):
         for num_workers, seconds in taken.items():
-            seconds.append(_time(lambda n=num_workers: _ours(source, out, "certified", on_processes(n))))  # type: ignore[misc]
+            seconds.append(_time(lambda n=num_workers: _ours(many, out, "certified", on_processes(n))))  # type: ignore[misc]
     ratio = statistics.median(taken[1]) / statistics.median(taken[2])
-    print(f"  {source.name:>9}  2 workers over 1, whole jobs: {ratio:.2f}x", flush=True)
+    print(f"  {source.name:>10}  2 workers over 1, whole jobs: {ratio:.2f}x", flush=True)
 
 
 def _time(way: Callable[[], None]) -> float:

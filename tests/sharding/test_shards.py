@@ -213,5 +213,3 @@ def test_the_stream_starts_anywhere_and_splits_over_ranks(shards: Path, num_work
     ]
     assert torch.equal(torch.cat([batch.regions for batch in ranks]), steps[1].regions)
     assert torch.cat([batch.positions for batch in ranks]).tolist() == list(range(6, 12))
-
-
