@@ -84,8 +84,8 @@ def _add_shards(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--pixels",
         choices=("certified", "public", "as_is"),
         default="certified",
-        help="certified: refuse what has no certificate. public: you vouch for the pixels, a region is searched all the "
-        "same. as_is: you vouch for them, whole frames are kept",
+        help="certified: refuse what has no certificate. public: you vouch for the pixels, a region is searched all "
+        "the same. as_is: you vouch for them, whole frames are kept",
     )
     add("--profiles", type=Path, help="YAML of device profiles that your site has signed; see sharding/profiles.py")
     add("--labels", type=Path, help="csv of path, label, group (the patient); UltraBench folders bring their own")

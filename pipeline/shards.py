@@ -178,7 +178,8 @@ def foretell(job: Job, num_workers: int) -> None:
     outcomes = Counter("accepted" if one.refusal is None else str(one.refusal) for one in converted)
     Console().print(_outcome_table(dict(sorted(outcomes.items())), len(converted)))
     print(
-        f"of {len(names)} sources tried. All {plan.num_sources} would give about {round(len(frames) * scale):,} frames, "
+        f"of {len(names)} sources tried. All {plan.num_sources} would give about "
+        f"{round(len(frames) * scale):,} frames, "
         f"{_size(sum(map(len, frames)) * scale)}, in {_duration(seconds)} on {num_workers} processes. "
         "Nothing was written."
     )

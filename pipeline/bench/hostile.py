@@ -23,11 +23,11 @@ _HUGE = 65_500  # pixels
 
 
 def write_seeds(folder: Path) -> list[Path]:
-    """Write whole files of every kind: generated recordings, pydicom's own test files turned to ultrasound, archives."""
+    """Write whole files of every kind: generated ones, pydicom's own test files turned to ultrasound, archives."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, syntax in enumerate(("jpeg", "explicit", "rle")):
         spec = SyntheticSpec("fan", 0, num_frames=8, height=120, width=160, seed=number)
-        write_dicom(generate(spec), spec, folder / f"generated-{syntax}.dcm", syntax)  # type: ignore[arg-type]
+        write_dicom(generate(spec), spec, folder / f"generated-{syntax}.dcm", syntax)
     small = SyntheticSpec("linear", 1, num_frames=8, height=120, width=160)
     write_mp4(generate(small), folder / "clip.mp4")
     frame = generate(small).frames[0]

@@ -2,8 +2,8 @@
 
     python -m pipeline.bench.phi [--recordings 240] [--folder build/phi]
 
-Generated recordings are drawn into screens with banner, clock, text blocks, ECG, toolbar and labels over the sector, whose
-pixels are known; written as JPEG DICOM with and without region tag, or as mp4; read and cut like any source.
+Generated recordings are drawn into screens with banner, clock, text blocks, ECG, toolbar and labels over the sector,
+whose pixels are known; written as JPEG DICOM with and without region tag, or as mp4; read and cut like any source.
 """
 
 import argparse

@@ -123,7 +123,7 @@ class _Canvas:
             cv2.polylines(ink, [np.stack([x, y], axis=1).astype(np.int32)], False, 1, 1)
             drawn = (ink > 0) & ~self.region
             frame[drawn] = (60, 255, 90)
-            mask |= drawn
+            mask[drawn] = True
         return "trace"
 
     def draw_toolbar(self) -> str:
