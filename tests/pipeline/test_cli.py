@@ -21,7 +21,7 @@ def test_an_empty_source_folder_is_one_sentence(tmp_path: Path) -> None:
     code, _, errors = us_jepa("shards", tmp_path / "empty", tmp_path / "out", home=tmp_path)
     assert code == 2
     assert errors.strip() == (
-        f"us-jepa shards: source {tmp_path}/empty: no file in it; give a folder of DICOM, video or image files"
+        f"us-jepa shards: source {tmp_path}/empty: no file in it; give a folder of DICOM, video, image or archive files"
     )
 
 
@@ -43,6 +43,45 @@ def test_shards_and_verify_from_the_shell(labelled: Path, tmp_path: Path) -> Non
     assert "samples in" in printed
     assert "Accepted frames" in (tmp_path / "out" / "report.html").read_text()
     assert "http" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_dry_run_foretells_and_writes_nothing(labelled: Path, tmp_path: Path) -> None:
+    code, printed, errors = us_jepa("shards", labelled, tmp_path / "out", "--dry-run", home=tmp_path)
+    assert code == 0, errors
+    assert "of 24 sources tried. All 25 would give about" in " ".join(printed.split())
+    assert "Nothing was written" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_slices_from_the_shell_end_in_one_manifest_and_a_preview(labelled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for place, said in (("1/2", "units of other slices are missing"), ("0/2", "next: us-jepa verify")):
+        code, printed, errors = us_jepa("shards", labelled, out, "--unit", place, "--max-frames", "2", home=tmp_path)
+        assert code == 0, errors
+        assert said in printed
+    code, _, errors = us_jepa("preview", out, "--to", tmp_path / "sheet.png", home=tmp_path)
+    assert code == 0, errors
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    code, _, errors = us_jepa("shards", labelled, out, "--unit", "2/2", home=tmp_path)
+    assert (code, errors.strip()) == (2, "us-jepa shards: unit 2/2: the first number must be from 0 to 1")
+    code, _, errors = us_jepa("shards", labelled, out, "--unit", "two", home=tmp_path)
+    assert (code, errors.strip()) == (2, "us-jepa shards: --unit two: must be I/N, for example 0/4")
+
+
+def test_verify_refuses_forbidden_names(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("synthetic hospital\ntiny\n")  # `tiny` is the name of the data set
+    code, _, errors = us_jepa("verify", shards, "--forbid", tmp_path / "names.txt", home=tmp_path)
+    assert code == 2
+    assert "a forbidden string occurs at byte" in errors
+    code, _, errors = us_jepa("verify", shards, "--forbid", tmp_path / "none.txt", home=tmp_path)
+    assert (code, "no such file; give one name or number per line" in errors) == (2, True)
+
+
+def test_labels_that_are_missing_are_named(labelled: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("path,label,group\nnot-there.dcm,a,b\n")
+    code, _, errors = us_jepa("shards", labelled, tmp_path / "out", "--labels", tmp_path / "labels.csv", home=tmp_path)
+    assert code == 2
+    assert "1 listed files are missing, the first is not-there.dcm; paths are relative to" in errors
 
 
 def test_a_missing_shard_directory_and_run_are_one_sentence(tmp_path: Path) -> None:
