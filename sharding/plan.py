@@ -33,6 +33,7 @@ class Plan:
         num_sources: lines.
         num_bytes: of all sources.
         sha256: of the listing.
+        num_units: units of work. Unit u holds every num_units-th source from u on, so neighbours in a folder part.
 
     """
 
@@ -40,12 +41,7 @@ class Plan:
     num_sources: int
     num_bytes: int
     sha256: str
-
-    @property
-    def num_units(self) -> int:
-        """Units of work. Unit u holds every num_units-th source from u on, so neighbours in a folder part."""
-        small = min(-(-self.num_sources // _MIN_SOURCES), _MIN_UNITS)
-        return min(max(small, -(-self.num_bytes // _UNIT_BYTES)), _MAX_UNITS)
+    num_units: int
 
     def unit(self, number: int) -> list[str]:
         """Names of the sources of one unit."""
@@ -68,7 +64,12 @@ def write_plan(entries: Iterable[tuple[str, int]], path: Path) -> Plan:
             num_sources += 1
             num_bytes += size
     temporary.replace(path)
-    return Plan(path, num_sources, num_bytes, digest.hexdigest())
+    return Plan(path, num_sources, num_bytes, digest.hexdigest(), _num_units(num_sources, num_bytes))
+
+
+def _num_units(num_sources: int, num_bytes: int) -> int:
+    small = min(-(-num_sources // _MIN_SOURCES), _MIN_UNITS)
+    return min(max(small, -(-num_bytes // _UNIT_BYTES)), _MAX_UNITS)
 
 
 def make_plan(job: Job) -> Plan:

@@ -30,7 +30,7 @@ from sharding.store import Store
 from sharding.writer import write_shard
 
 _THUMBNAILS = 2  # kept per unit and reason
-_SPOOL_BYTES = 64 << 20  # of encoded frames that wait in memory; more wait on disk
+_SPOOL_BYTES = 16 << 20  # of encoded frames that wait in memory; more wait on disk
 OUTCOMES = "outcomes"
 
 Line = dict[str, Any]  # one source: its keyed hash, its outcome, and what tells its copies

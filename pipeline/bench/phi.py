@@ -129,7 +129,8 @@ def report(findings: list[Finding]) -> bool:
     )
     print(f"  kept share of the sector, median:                   {kept:.1%} (at least {_MIN_KEPT:.0%})")
     print(
-        f"  refused without letters in the sector:              {share:.1%} (at most {_MAX_REFUSED:.0%}) {dict(refused)}"
+        f"  refused without letters in the sector:              {share:.1%} (at most {_MAX_REFUSED:.0%})"
+        f" {dict(refused)}"
     )
     print(f"  what became of those with letters:                  {dict(labelled)}")
     return outside == 0 and not letters and kept >= _MIN_KEPT and share <= _MAX_REFUSED
