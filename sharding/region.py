@@ -152,7 +152,7 @@ def _solid_sector(lit: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     core = _largest(cv2.morphologyEx(opened, cv2.MORPH_CLOSE, brush))
     if core is None:
         return None
-    corners = cv2.dilate(core, brush) & solid  # the opening has rounded them
+    corners = cv2.bitwise_and(cv2.dilate(core, brush), solid)  # the opening has rounded them
     sector = cv2.morphologyEx(core | corners, cv2.MORPH_CLOSE, brush)
     hull = _convex_hull(sector)
     if not _MIN_AREA <= hull.mean() <= _MAX_AREA or core.sum() < _MIN_SOLIDITY * hull.sum():
@@ -174,7 +174,8 @@ def _largest(mask: np.ndarray) -> np.ndarray | None:
     if count == 1:  # background alone
         return None
     largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
-    return (labels == largest).astype(np.uint8)
+    area: np.ndarray = (labels == largest).astype(np.uint8)
+    return area
 
 
 def _convex_hull(mask: np.ndarray) -> np.ndarray:
