@@ -1,30 +1,39 @@
 """Where the ultrasound is: the part of the frame that may be kept.
 
 A region is certified by a witness, or refused (fail closed):
-`tag`: a region that the scanner declared and that lies inside the image, cut down to the solid sector in it (the
-declared box itself often holds text); `motion`: in a cine without such a tag, the one solid area that moves, in
-both halves of the clip; `profile`: a device profile that the site has signed, cut down to the solid sector
-in it. A still with none of these has no witness: its banner can look like its sector.
+`tag`: a region that the scanner declared and that lies inside the image, cut down to the sector in it (the declared
+box itself often holds text); `motion`: in a cine without such a tag, a solid area that moves in both halves of the clip
+and neither scrolls nor is written over from left to right, as M-mode, spectra and ECG are; `profile`: a device profile
+that the site has signed, cut down to the sector in it. A still with none of these has no witness: its banner can look
+like its sector.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
 
 from sharding.profiles import Profile, find_profile
 from sharding.recording import NUM_WITNESSES, Box, Reason, Recording, Rejected
+from sharding.sector import find_sectors
 
 _DARK = 12  # grey level that black borders stay below after JPEG
-_MIN_MOTION = 2.5  # grey levels of standard deviation over time
-_MIN_AREA, _MAX_AREA = 0.05, 0.98  # share of the frame
-_MIN_SOLIDITY = 0.75  # area over area of the convex hull; a sector is convex but for its curved top
+_DIM = 4  # grey levels above black that a faded far field has on average, and the surroundings of text do not
+_MIN_MOTION, _DIM_MOTION = 2.5, 0.6  # grey levels of standard deviation over time
 _MIN_AGREEMENT = 0.6  # share of the moving pixels of a sector that move in each half of the clip
 _LIT_SHARE = 0.3  # of the frames in which a pixel of the sector is lit
-_SOLID_DENSITY = 0.5  # share of lit pixels around one of tissue; text stays below
-_MIN_CINE_FRAMES = 8
+_MIN_CINE_FRAMES = 8  # that differ
+_EQUAL = 0.5  # grey levels of mean difference between frames that are equal
 _WORK_SIDE = 240  # pixels, short side of the pictures that are searched
 _TOP_ROWS = 0.04  # share of the rows that hold banners, never a moving sector
+_RECTANGLE = 0.9  # share of its bounding box that a trace fills
+_SAME = 0.8  # correlation between frames of a trace, moved back, and how much less it is in place
+_NEARER = 0.3
+_NUM_TRACED = 9  # frames in which a trace is looked for
+_LAGS = 1, 4  # frames between the two of a pair: a slow trace has hardly moved after one
+_SWEPT = 0.4  # share of the columns that a trace changes from one frame to the next
+_MARGIN = 0.005  # of the rows, eroded from every sector
 
 
 @dataclass(frozen=True)
@@ -64,14 +73,16 @@ def find_regions(recording: Recording, pixels: str, profiles: tuple[Profile, ...
     profile = find_profile(profiles, recording.device, shape)
     if profile is not None:
         return [_region_in(recording, profile.mask(), "profile", None)]
-    is_cine = len(recording.frames) >= _MIN_CINE_FRAMES
-    mask = _moving_sector(recording.frames) if is_cine else None
-    if mask is not None:
-        return [Region(mask, "motion")]
+    small = _small(recording.frames)
+    is_cine = _num_distinct(small) >= _MIN_CINE_FRAMES
+    masks = [_whole(sector, shape) for sector in _moving_sectors(small)] if is_cine else []
+    masks = [mask for mask in masks if mask.any() and not mask[: round(_TOP_ROWS * shape[0])].any()]
+    if masks:
+        return [Region(mask, "motion") for mask in masks]
     if pixels != "public":
-        raise Rejected(Reason.NO_MOTION if is_cine else Reason.UNCERTIFIED_STILL)
-    sector = _solid_sector(_small(recording.frames).max(axis=0) > _DARK, shape)
-    return [Region(np.ones(shape, dtype=bool) if sector is None else sector, "public")]
+        raise Rejected(Reason.NO_MOTION if len(small) >= _MIN_CINE_FRAMES else Reason.UNCERTIFIED_STILL)
+    sectors = _bright_sectors(small, np.ones(small.shape[1:], dtype=bool))
+    return [Region(_whole(sectors[0], shape) if sectors else np.ones(shape, dtype=bool), "public")]
 
 
 def _regions_from_tags(recording: Recording) -> list[Region]:
@@ -93,14 +104,14 @@ def _regions_from_tags(recording: Recording) -> list[Region]:
 def _region_in(
     recording: Recording, inside: np.ndarray, certificate: str, spacing: tuple[float, float] | None
 ) -> Region:
-    """The solid sector inside a mask (H, W) bool that somebody vouches for."""
+    """The sector inside a mask (H, W) bool that somebody vouches for."""
     small = _small(recording.frames)
-    brightest = small.max(axis=0)
-    allowed = cv2.resize(inside.astype(np.uint8), brightest.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
-    mask = _solid_sector((brightest > _DARK) & allowed, inside.shape)
-    if mask is None or not (mask & inside).any():
+    allowed = cv2.resize(inside.astype(np.uint8), small.shape[:0:-1], interpolation=cv2.INTER_NEAREST) > 0
+    sectors = _bright_sectors(small, allowed)
+    mask = _whole(sectors[0], inside.shape) & inside if sectors else np.zeros_like(inside)
+    if not mask.any():
         raise Rejected(Reason.NO_CONE)
-    return Region(mask & inside, certificate, spacing)
+    return Region(mask, certificate, spacing)
 
 
 def _box_mask(shape: tuple[int, ...], box: Box) -> np.ndarray:
@@ -118,68 +129,84 @@ def _small(frames: np.ndarray) -> np.ndarray:
     return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in chosen])
 
 
-def _moving_sector(frames: np.ndarray) -> np.ndarray | None:
-    small, shape = _small(frames), frames.shape[1:]
-    moving = _moving(small)
-    found = _solid_sector(moving, shape)
-    if found is None or found[: round(_TOP_ROWS * shape[0])].any():
-        return None
-    inside = cv2.resize(found.astype(np.uint8), moving.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
-    half, expected = len(small) // 2, _MIN_AGREEMENT * (moving & inside).sum()
-    agree = all((_moving(part) & inside).sum() >= expected for part in (small[:half], small[half:]))
-    return found if agree else None
+def _num_distinct(frames: np.ndarray) -> int:
+    """Frames that differ from the one before by more than noise."""
+    least = _EQUAL * frames[0].size / 10
+    return 1 + sum(bool(cv2.norm(*pair, cv2.NORM_L1) > least) for pair in pairwise(frames))
+
+
+def _moving_sectors(frames: np.ndarray) -> list[np.ndarray]:
+    """(h, w) bool each, of (T, h, w) frames."""
+    moving, faint = _moving(frames), _deviation(frames) > _DIM_MOTION
+    faint &= frames.mean(axis=0) > _DIM
+    halves = [_moving(part) for part in (frames[: len(frames) // 2], frames[len(frames) // 2 :])]
+    return [
+        sector
+        for sector in find_sectors(moving, faint)
+        if all((half & sector).sum() >= _MIN_AGREEMENT * (moving & sector).sum() for half in halves)
+        and not _is_trace(frames, sector)
+    ]
+
+
+def _bright_sectors(frames: np.ndarray, allowed: np.ndarray) -> list[np.ndarray]:
+    brightest = frames.max(axis=0)
+    return [sector & allowed for sector in find_sectors((brightest > _DARK) & allowed, (brightest > _DIM) & allowed)]
 
 
 def _moving(frames: np.ndarray) -> np.ndarray:
     """(h, w) bool, lit in many frames and changing."""
-    levels = frames.astype(np.float32)
     lit = (frames > _DARK).mean(axis=0) > _LIT_SHARE
-    moving: np.ndarray = lit & (levels.std(axis=0) > _MIN_MOTION)
+    moving: np.ndarray = lit & (_deviation(frames) > _MIN_MOTION)
     return moving
 
 
-def _solid_sector(lit: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Largest solid area of a (h, w) bool map, as its convex hull shrunk a little, in a given shape; None without one.
-
-    Text has a stroke every few pixels, tissue is lit throughout: the local density of lit pixels tells them apart, and
-    an opening wider than a stroke cuts what hangs on to the sector.
-    """
-    reach = max(3, round(min(lit.shape) / 40)) | 1
-    density = cv2.blur(lit.astype(np.float32), (reach, reach))
-    solid = (density > _SOLID_DENSITY).astype(np.uint8)
-    brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-    opened = cv2.morphologyEx(solid, cv2.MORPH_OPEN, brush)
-    core = _largest(cv2.morphologyEx(opened, cv2.MORPH_CLOSE, brush))
-    if core is None:
-        return None
-    corners = cv2.bitwise_and(cv2.dilate(core, brush), solid)  # the opening has rounded them
-    sector = cv2.morphologyEx(core | corners, cv2.MORPH_CLOSE, brush)
-    hull = _convex_hull(sector)
-    if not _MIN_AREA <= hull.mean() <= _MAX_AREA or core.sum() < _MIN_SOLIDITY * hull.sum():
-        return None
-    # A curved array's sector is hollow at the top: the hull spans it, and letters may stand there.
-    kept = hull & cv2.dilate(sector, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach)))
-    whole = cv2.resize(kept, shape[::-1], interpolation=cv2.INTER_NEAREST)
-    shrink = max(1, round(shape[0] / 200))
-    inner: np.ndarray = cv2.erode(
-        cv2.copyMakeBorder(whole, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0),
-        np.ones((2 * shrink + 1, 2 * shrink + 1), np.uint8),
-    )[1:-1, 1:-1]
-    return inner.astype(bool)
+def _deviation(frames: np.ndarray) -> np.ndarray:
+    """(h, w) float32, standard deviation over time."""
+    total, squares = (np.zeros(frames.shape[1:], np.float32) for _ in range(2))
+    for frame in frames:
+        cv2.accumulate(frame, total)
+        cv2.accumulateSquare(frame, squares)
+    mean = total / len(frames)
+    return np.sqrt(np.maximum(squares / len(frames) - mean * mean, 0))
 
 
-def _largest(mask: np.ndarray) -> np.ndarray | None:
-    """Largest connected area of a (h, w) uint8 map of 0 and 1; None where it is empty."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
-    if count == 1:  # background alone
-        return None
-    largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
-    area: np.ndarray = (labels == largest).astype(np.uint8)
-    return area
+def _is_trace(frames: np.ndarray, sector: np.ndarray) -> bool:
+    """Whether a rectangle scrolls, or changes in few columns at a time: M-mode or a spectrum, no picture."""
+    rows, columns = np.flatnonzero(sector.any(axis=1)), np.flatnonzero(sector.any(axis=0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    if sector[box].mean() < _RECTANGLE:
+        return False
+    panes = frames[:_NUM_TRACED, *box].astype(np.float32)[:, ::4]  # rows of a trace are alike in this
+    verdicts = [[_scrolls(*pair) or _sweeps(*pair) for pair in zip(panes, panes[lag:])] for lag in _LAGS]  # noqa: B905
+    return any(np.mean(verdict) > 0.5 for verdict in verdicts)  # noqa: PLR2004 - most of them
 
 
-def _convex_hull(mask: np.ndarray) -> np.ndarray:
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    hull = np.zeros_like(mask)
-    cv2.fillConvexPoly(hull, cv2.convexHull(np.concatenate(contours)), 1)
-    return hull
+def _scrolls(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether the second picture is the first one displaced along the rows, speckle and all."""
+    first, second = (cv2.blur(picture, (5, 1)) for picture in (first, second))  # half a pixel must not matter
+    first, second = (picture - picture.mean(axis=1, keepdims=True) for picture in (first, second))
+    columns = first.shape[1]
+    spectra = [np.fft.rfft(picture, 2 * columns, axis=1) for picture in (first, second)]
+    likeness = np.fft.irfft((spectra[0] * spectra[1].conj()).sum(axis=0), 2 * columns)
+    reach = columns * 3 // 4
+    shift = int((likeness[:reach] / (columns - np.arange(reach))).argmax())
+    moved, still = _likeness(first[:, shift:], second[:, : columns - shift]), _likeness(first, second)
+    return moved > _SAME and moved > still + _NEARER
+
+
+def _likeness(first: np.ndarray, second: np.ndarray) -> float:
+    return float((first * second).mean() / (first.std() * second.std() + 1e-6))
+
+
+def _sweeps(first: np.ndarray, second: np.ndarray) -> bool:
+    changed = np.abs(first - second).mean(axis=0) > _EQUAL
+    return bool(changed.any() and changed.mean() < _SWEPT)
+
+
+def _whole(sector: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The sector at the size of the frames, a little smaller."""
+    whole = cv2.resize(sector.astype(np.float32), shape[::-1], interpolation=cv2.INTER_LINEAR) > 0.5  # noqa: PLR2004
+    margin = max(1, round(_MARGIN * shape[0]))
+    brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1))
+    kept: np.ndarray = cv2.erode(whole.astype(np.uint8), brush).astype(bool)
+    return kept

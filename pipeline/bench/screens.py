@@ -53,8 +53,11 @@ def draw(number: int, num_frames: int = 16) -> Screen:
         banner=False,
         region_tag=bool(number % 2),
     )
-    canvas = _Canvas(generate(spec), rng)
-    drawn = [canvas.draw_banner(), canvas.draw_blocks(int(rng.integers(1, 9)))]
+    is_dual = number % 8 == 2  # noqa: PLR2004 - shares of the suite
+    canvas = _Canvas(_dual(spec) if is_dual else generate(spec), rng, pane=rows // 2 if number % 8 in (3, 6) else 0)
+    drawn = ["dual"] if is_dual else []
+    drawn += [canvas.draw_pane()] if canvas.pane else []
+    drawn += [canvas.draw_banner(), canvas.draw_blocks(int(rng.integers(1, 9)))]
     drawn += [canvas.draw_trace()] if rng.random() < 0.4 else []  # noqa: PLR2004 - shares of the suite
     drawn += [canvas.draw_toolbar()] if rng.random() < 0.3 else []  # noqa: PLR2004
     drawn += [canvas.draw_label(int(rng.integers(2)))] if number % 4 == 0 else []
@@ -64,12 +67,21 @@ def draw(number: int, num_frames: int = 16) -> Screen:
     return Screen(recording, spec, canvas.outside, canvas.inside, "+".join(drawn))
 
 
+def _dual(spec: SyntheticSpec) -> SyntheticRecording:
+    """Two sectors side by side, as the B+B mode of a scanner shows them."""
+    pair = [generate(spec), generate(replace(spec, seed=spec.seed + 1000))]
+    joined = {name: np.concatenate([getattr(made, name) for made in pair], axis=-1) for name in ("frames", "region")}
+    return replace(pair[0], **joined)
+
+
 class _Canvas:
     """A larger picture around a recording, and masks of what is drawn on it."""
 
-    def __init__(self, made: SyntheticRecording, rng: np.random.Generator) -> None:
+    def __init__(self, made: SyntheticRecording, rng: np.random.Generator, pane: int) -> None:
         self._rng = rng
+        self.pane = pane  # rows under the sector
         top, bottom, left, right = rng.integers((34, 4, 4, 4), (70, 90, 120, 120))
+        bottom += pane and pane + 8
         rows, columns = made.region.shape
         bottom += (top + bottom + rows) % 2  # mp4 wants even sides
         right += (left + right + columns) % 2
@@ -110,6 +122,34 @@ class _Canvas:
                 for frame, mask in zip(self.frames, self.outside, strict=True):
                     self._write(frame, mask, line, at, font, scale, ink)
         return f"{count} blocks"
+
+    def draw_pane(self) -> str:
+        """M-mode or a spectrum under the sector, that scrolls, or is written over from left to right."""
+        rows, columns = self.region.shape
+        is_spectrum, is_swept, step = self._rng.random() < 0.5, self._rng.random() < 0.5, int(self._rng.integers(2, 12))  # noqa: PLR2004
+        width = columns - 16
+        strip = self._strip(is_spectrum, width + step * len(self.frames))
+        box = slice(rows - self.pane - 4, rows - 4), slice(8, 8 + width)
+        for number, (frame, mask) in enumerate(zip(self.frames, self.outside, strict=True)):
+            start = step * number
+            shown = strip[:, start : start + width].copy()
+            if is_swept:
+                shown[:, start:] = strip[:, start:width]
+                shown[:, :start] = strip[:, width : width + start]
+                shown[:, start : start + 6] = 0
+            frame[box] = shown[..., None]
+            mask[box] |= shown > 0
+        return f"{'swept' if is_swept else 'scrolling'} {'spectrum' if is_spectrum else 'M-mode'}"
+
+    def _strip(self, is_spectrum: bool, length: int) -> np.ndarray:
+        """(pane, length) uint8: a second of it every 90 columns."""
+        y, beat = np.mgrid[: self.pane, :length][0] / self.pane, np.sin(np.arange(length) * 2 * np.pi / 90)
+        speckle = cv2.GaussianBlur(self._rng.gamma(2, 30, y.shape).astype(np.float32), (3, 3), 0)
+        if is_spectrum:
+            level = (y < 0.8) & (y > 0.75 - 0.5 * np.maximum(beat, 0.1))  # noqa: PLR2004 - baseline and envelope
+        else:
+            level = 0.3 + 0.7 * np.abs(np.sin(12 * (y + 0.05 * beat)))
+        return np.asarray((speckle * level).clip(0, 255).astype(np.uint8))
 
     def draw_trace(self) -> str:
         """An ECG that runs under the sector."""
