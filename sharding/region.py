@@ -28,10 +28,10 @@ _EQUAL = 0.5  # grey levels of mean difference between frames that are equal
 _WORK_SIDE = 240  # pixels, short side of the pictures that are searched
 _TOP_ROWS = 0.04  # share of the rows that hold banners, never a moving sector
 _RECTANGLE = 0.9  # share of its bounding box that a trace fills
-_SAME = 0.8  # correlation between frames of a trace, moved back, and how much less it is in place
-_NEARER = 0.3
+_SAME = 0.5  # correlation of the speckle of a trace with itself, moved back, and how much less it is in place
+_NEARER = 0.2
 _NUM_TRACED = 9  # frames in which a trace is looked for
-_LAGS = 1, 4  # frames between the two of a pair: a slow trace has hardly moved after one
+_LAGS = 1, 2, 4  # frames between the two of a pair: a slow trace has hardly moved after one
 _SWEPT = 0.4  # share of the columns that a trace changes from one frame to the next
 _MARGIN = 0.005  # of the rows, eroded from every sector
 
@@ -176,31 +176,45 @@ def _is_trace(frames: np.ndarray, sector: np.ndarray) -> bool:
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     if sector[box].mean() < _RECTANGLE:
         return False
-    panes = frames[:_NUM_TRACED, *box].astype(np.float32)[:, ::4]  # rows of a trace are alike in this
-    verdicts = [[_scrolls(*pair) or _sweeps(*pair) for pair in zip(panes, panes[lag:])] for lag in _LAGS]  # noqa: B905
-    return any(np.mean(verdict) > 0.5 for verdict in verdicts)  # noqa: PLR2004 - most of them
+    panes = frames[:_NUM_TRACED, *box].astype(np.float32)[:, ::2]  # rows of a trace are alike in this
+    speckle = np.stack([_speckle(pane) for pane in panes])
+    return any(_scrolls(speckle, lag) or _scrolls(speckle[:, :, ::-1], lag) or _sweeps(panes, lag) for lag in _LAGS)
 
 
-def _scrolls(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether the second picture is the first one displaced along the rows, speckle and all."""
-    first, second = (cv2.blur(picture, (5, 1)) for picture in (first, second))  # half a pixel must not matter
-    first, second = (picture - picture.mean(axis=1, keepdims=True) for picture in (first, second))
+def _speckle(pane: np.ndarray) -> np.ndarray:
+    """(h, w) float32, the fine pattern along the rows: layers stand still while it scrolls, as do marks drawn on it."""
+    fine = cv2.blur(pane, (3, 1)) - cv2.blur(pane, (15, 1))  # half a pixel must not matter
+    usual = 2 * float(np.median(np.abs(fine)))
+    return np.asarray(fine.clip(-usual, usual))
+
+
+def _scrolls(speckle: np.ndarray, lag: int) -> bool:
+    """Whether most frames are the one `lag` before, displaced to the left, and all by the same."""
+    found = np.array([_displacement(*pair) for pair in zip(speckle, speckle[lag:])])  # noqa: B905
+    shift, moved, still = found.T
+    steady = (shift > 0) & (np.abs(shift - np.median(shift)) <= 1)
+    return bool((steady & (moved > _SAME) & (moved > still + _NEARER)).mean() > 0.5)  # noqa: PLR2004 - most
+
+
+def _displacement(first: np.ndarray, second: np.ndarray) -> tuple[int, float, float]:
+    """Columns that the first picture has moved by, its correlation with the second then, and in place."""
     columns = first.shape[1]
     spectra = [np.fft.rfft(picture, 2 * columns, axis=1) for picture in (first, second)]
     likeness = np.fft.irfft((spectra[0] * spectra[1].conj()).sum(axis=0), 2 * columns)
     reach = columns * 3 // 4
     shift = int((likeness[:reach] / (columns - np.arange(reach))).argmax())
-    moved, still = _likeness(first[:, shift:], second[:, : columns - shift]), _likeness(first, second)
-    return moved > _SAME and moved > still + _NEARER
+    return shift, _correlation(first[:, shift:], second[:, : columns - shift]), _correlation(first, second)
 
 
-def _likeness(first: np.ndarray, second: np.ndarray) -> float:
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float((first * second).mean() / (first.std() * second.std() + 1e-6))
 
 
-def _sweeps(first: np.ndarray, second: np.ndarray) -> bool:
-    changed = np.abs(first - second).mean(axis=0) > _EQUAL
-    return bool(changed.any() and changed.mean() < _SWEPT)
+def _sweeps(panes: np.ndarray, lag: int) -> bool:
+    """Whether most frames differ from the one `lag` before in few columns."""
+    changed = np.abs(panes[lag:] - panes[:-lag]).mean(axis=1) > _EQUAL
+    some = changed.any(axis=1) & (changed.mean(axis=1) < _SWEPT)
+    return bool(some.mean() > 0.5)  # noqa: PLR2004 - most
 
 
 def _whole(sector: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
