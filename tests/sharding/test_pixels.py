@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.bench.phi import examine
 from pipeline.bench.screens import draw
 from sharding.duplicates import find_copies
 from sharding.marks import remove_marks
@@ -116,6 +117,25 @@ def test_a_sector_that_stops_half_way_is_refused() -> None:
     frames = recording.frames.copy()
     frames[8:] = frames[7]
     assert refusal_of(replace(recording, frames=frames)) == Reason.NO_MOTION
+
+
+@pytest.mark.parametrize("number", [38, 46, 150])
+def test_a_scrolling_pane_is_no_sector(number: int, tmp_path: Path) -> None:
+    screen = draw(number)
+    assert "scrolling" in screen.kind
+    finding, _ = examine(screen, tmp_path / "x.dcm")
+    assert finding.outside == 0
+    assert finding.kept > 0.9
+
+
+def test_a_dual_screen_has_two_sectors(tmp_path: Path) -> None:
+    screen = draw(10)
+    write_dicom(screen.recording, screen.spec, tmp_path / "x.dcm")
+    regions = find_regions(read(tmp_path / "x.dcm", "x", CHOICE), "certified")
+    found = [(region.mask & screen.recording.region).sum() / region.mask.sum() for region in regions]
+    assert len(regions) == 2
+    assert min(found) > 0.99
+    assert not (regions[0].mask & regions[1].mask).any()
 
 
 def test_a_region_tag_without_a_sector_in_it_is_refused() -> None:
