@@ -34,15 +34,41 @@ def write_shard(out: Store, name: str, members: Iterable[tuple[str, bytes]]) -> 
 def _write_tar(file: IO[bytes], members: Iterable[tuple[str, bytes]]) -> tuple[int, str]:
     hashed = _Hashed(file)
     for name, data in members:
-        info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, the names of user and group empty
-        info.size, info.mode = len(data), 0o444
-        # TarFile.addfile copies the header and the data once more, which is slower than all of the rest
-        hashed.write(info.tobuf(tarfile.USTAR_FORMAT))
+        # TarFile.addfile formats a dozen constant fields and copies the data, which is slower than all of the rest
+        hashed.write(_header(name, len(data)))
         hashed.write(data)
         hashed.write(bytes(-len(data) % tarfile.BLOCKSIZE))
     hashed.write(bytes(2 * tarfile.BLOCKSIZE))
     hashed.write(bytes(-hashed.num_bytes % tarfile.RECORDSIZE))
     return hashed.num_bytes, hashed.sha256.hexdigest()
+
+
+def _blank_header() -> bytes:
+    info = tarfile.TarInfo("")  # mtime, uid and gid are 0, the names of user and group empty
+    info.mode = 0o444
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+_BLANK = _blank_header()
+_NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)  # fields of a USTAR header
+
+
+def _header(name: str, num_bytes: int) -> bytes:
+    """The header of one member: name, size and checksum put into a blank one.
+
+    Raises:
+        ValueError: the name is longer than its field, or the member too large.
+
+    """
+    fields = name.encode(), b"%011o\0" % num_bytes
+    if len(fields[0]) > _NAME.stop or len(fields[1]) > _SIZE.stop - _SIZE.start:
+        raise ValueError(f"member {name!r} of {num_bytes} bytes: USTAR holds names of 100 bytes and sizes below 8 GiB")
+    header = bytearray(_BLANK)
+    header[_NAME] = fields[0].ljust(_NAME.stop, b"\0")
+    header[_SIZE] = fields[1]
+    header[_CHECKSUM] = b" " * 8
+    header[_CHECKSUM] = b"%06o\0 " % sum(header)
+    return bytes(header)
 
 
 class _Hashed:

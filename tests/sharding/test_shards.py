@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sharding.deidentify import Pseudonyms, allowed_tags, load_key
 from sharding.manifest import Manifest, ShardInfo, load_manifest
@@ -22,7 +24,7 @@ from sharding.sample import Meta, Sample, decode, encode, name_members
 from sharding.store import Store
 from sharding.stream import PositionDataset, ShardReader, StreamConfig, micro_batches
 from sharding.verify import load_forbidden, verify
-from sharding.writer import write_shard
+from sharding.writer import _header, write_shard
 from tests.conftest import KEY
 
 
@@ -213,3 +215,15 @@ def test_the_stream_starts_anywhere_and_splits_over_ranks(shards: Path, num_work
     ]
     assert torch.equal(torch.cat([batch.regions for batch in ranks]), steps[1].regions)
     assert torch.cat([batch.positions for batch in ranks]).tolist() == list(range(6, 12))
+
+
+@given(name=st.text("abc-_.019", min_size=1, max_size=100), num_bytes=st.integers(0, 8**11 - 1))
+def test_headers_are_those_of_tarfile(name: str, num_bytes: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = num_bytes, 0o444
+    assert _header(name, num_bytes) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def test_a_member_that_ustar_cannot_hold_is_refused() -> None:
+    with pytest.raises(ValueError, match="names of 100 bytes and sizes below 8 GiB"):
+        _header("a" * 101, 1)
