@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=10_000_000)
     args = parser.parse_args()
+    few, many = (_unit_memory(count) for count in _UNIT_FILES)  # first: a process inherits the peak of its parent
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         plan = write_plan(_listing(args.files), Path(folder) / "plan.txt")
@@ -41,7 +42,6 @@ def main() -> None:
     gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KILO / 1e9
     print(f"{plan.num_sources:,} files in {plan.num_units:,} units of {min(sizes)} to {max(sizes)} files")
     print(f"listed in {listed:.0f} s, first units after {seconds:.0f} s, peak memory {gigabytes:.2f} GB")
-    few, many = (_unit_memory(count) for count in _UNIT_FILES)
     print(f"one unit of {_UNIT_FILES[0]} cines: {few:.0f} MB, of {_UNIT_FILES[1]}: {many:.0f} MB, in the worker")
     raise SystemExit(seconds > 300 or gigabytes > 2)  # noqa: PLR2004 - the limits above
 
