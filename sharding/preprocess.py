@@ -67,7 +67,7 @@ def cut_clips(
     stored = np.isin(recording.frame_ids, choice.stored(int(recording.frame_ids[-1]) + 1))
     if pixels == "as_is":
         whole = Region(np.ones(recording.frames.shape[1:], dtype=bool), "as_is")
-        return [_cut(recording.frames[stored], recording.frame_ids[stored], whole)]
+        return [_cut(_chosen(recording.frames, stored), recording.frame_ids[stored], whole)]
     return [_screen(recording, region, stored, pixels) for region in find_regions(recording, pixels, profiles)]
 
 
@@ -86,7 +86,12 @@ def _screen(recording: Recording, region: Region, stored: np.ndarray, pixels: Pi
     if pixels == "certified" and has_text(frames, inside):
         raise Rejected(Reason.TEXT_IN_REGION)
     cropped = Region(inside, region.certificate, region.mm_per_pixel)
-    return _cut(frames[stored], ids[stored], cropped, num_inpainted, num_refused)
+    return _cut(_chosen(frames, stored), ids[stored], cropped, num_inpainted, num_refused)
+
+
+def _chosen(frames: np.ndarray, stored: np.ndarray) -> np.ndarray:
+    """Most often all frames, which need no copy."""
+    return frames if stored.all() else frames[stored]
 
 
 def _cut(

@@ -33,7 +33,7 @@ from sharding.sources.synthetic_files import write_dicom
 _GENERATED = ((600, 800, 24), (768, 1024, 16), (240, 320, 48))  # rows, columns, files
 _REAL = "examples_ybr_color.dcm"  # 30 frames of a heart, 320 x 240, in the pydicom wheel
 _FRAMES = 30
-_COPIES, _COPIES_OF_SMALL = 6, 20  # whole jobs long enough that the start of the processes hardly counts
+_COPIES, _COPIES_OF_SMALL = 12, 40  # whole jobs long enough that the start of the processes hardly counts
 _PIN = "--one-core"
 
 

@@ -1,0 +1,176 @@
+"""What a job takes: archives, tables of labels, published layouts, plans, real and foreign files."""
+
+import json
+import os
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from pydicom import uid
+
+from sharding.deidentify import Pseudonyms
+from sharding.job import on_processes, run
+from sharding.labels import Label, load_labels
+from sharding.manifest import load_manifest
+from sharding.plan import make_plan, write_plan
+from sharding.policy import Policy
+from sharding.recording import InputError, Reason
+from sharding.report import write_report
+from sharding.sources.synthetic import SyntheticSpec, generate
+from sharding.store import Store
+from sharding.stream import ShardReader
+from tests.conftest import KEY
+from tests.sharding.jobs import POLICY, job_of, make, outcomes_of
+
+
+def test_archives_are_sources_and_their_tricks_are_refused_by_name(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        archive.write(source / "01.dcm", "deep/01.dcm")
+        archive.write(source / "note.dcm", "../../../tmp/escaped.dcm")
+    with tarfile.open(folder / "b.tar.gz", "w:gz") as tar:
+        tar.add(source / "02.dcm", "02.dcm")
+    outcomes = load_manifest(make(folder, tmp_path / "out")).outcomes
+    assert outcomes == {"accepted": 2, "unsafe_name": 1}
+
+
+def test_a_patient_is_in_one_split(source: Path, tmp_path: Path) -> None:
+    out = make(source, tmp_path / "out", replace(POLICY, val_share=0.4))
+    patients: dict[str, set[str | None]] = {"train": set(), "val": set()}
+    for shard in load_manifest(out).shards:
+        reader = ShardReader(out / shard.name)
+        patients[shard.split] |= {reader[i].meta.patient for i in range(len(reader))}
+    pseudonyms = Pseudonyms(KEY)
+    for seed in range(20):
+        share = pseudonyms.number("split", f"P{seed}\0") / 2**64
+        assert pseudonyms.of("patient", f"P{seed}\0") in patients["val" if share < 0.4 else "train"]
+    assert not patients["train"] & patients["val"]
+
+
+def test_labels_and_groups_come_from_a_table(source: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label,group\nclip.mp4,benign cyst,P3\n03.dcm,normal,P3\n")
+    job = job_of(source, tmp_path / "out", tmp_path, labels=table)
+    list(run(job, make_plan(job), on_processes(1)))
+    found = {}
+    for shard in load_manifest(job.out).shards:
+        reader = ShardReader(Path(job.out) / shard.name)
+        found |= {m.label: m.patient for m in (reader[i].meta for i in range(len(reader)))}
+    assert set(found) == {None, "benign cyst", "normal"}
+    assert found["benign cyst"] == found["normal"] == Pseudonyms(KEY).of("patient", "P3")
+
+
+def test_a_label_that_is_a_sentence_is_refused(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label,group\nx.dcm,Mrs. Müller's liver,P\n")
+    with pytest.raises(InputError, match=r"labels\.csv: label .* is not a class name"):
+        load_labels(Store(tmp_path), table)
+    (tmp_path / "other.csv").write_text("path,label\n")
+    with pytest.raises(InputError, match="no column group; columns: path, label, group"):
+        load_labels(Store(tmp_path), tmp_path / "other.csv")
+
+
+@pytest.mark.parametrize("lists", [("train.json", "validation.json", "test.json"), ("train_val.json", "test.json")])
+def test_an_ultrabench_folder_is_a_source_as_it_is(lists: tuple[str, ...], tmp_path: Path) -> None:
+    folder = tmp_path / "AUL_v1.0"
+    (folder / "images").mkdir(parents=True)
+    (folder / "masks" / "scan").mkdir(parents=True)
+    for number, name in enumerate(lists):
+        made = generate(SyntheticSpec("curved", 0, num_frames=1, seed=number))
+        cv2.imwrite(str(folder / "images" / f"{number}.png"), made.frames[0])
+        cv2.imwrite(str(folder / "masks" / "scan" / f"{number}.png"), made.region.astype(np.uint8) * 255)
+        record = {"image": f"{number}.png", "scan_mask": f"{number}.png", "label": number, "patient": f"p{number}"}
+        (folder / name).write_text(json.dumps([record]))
+    (folder / "README.txt").write_text("not listed, so no source")
+    out = make(folder, tmp_path / "out", replace(POLICY, pixels="public"))
+    assert load_manifest(out).outcomes == {"accepted": len(lists)}
+    samples = [ShardReader(out / s.name)[i] for s in load_manifest(out).shards for i in range(s.num_samples)]
+    assert {sample.meta.label for sample in samples} == {str(number) for number in range(len(lists))}
+    assert all(0.3 < sample.region.mean() < 0.9 for sample in samples)
+    assert load_labels(Store(folder), None)["images/0.png"] == Label("0", "p0", "masks/scan/0.png")
+
+
+def test_links_and_hidden_files_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "x.dcm").write_bytes(b"123")
+    (tmp_path / "a" / ".hidden.dcm").write_bytes(b"")
+    (tmp_path / "a" / "link.dcm").symlink_to("/etc/passwd")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    assert list(Store(tmp_path / "a").entries()) == [("b/x.dcm", 3)]
+
+
+def test_real_dicom_files_each_have_one_outcome_and_leak_no_name(shared_data: Path, tmp_path: Path) -> None:
+    out = make(shared_data / "dicom", tmp_path / "out", Policy("real"))
+    write_report(out)
+    sources = sorted((shared_data / "dicom").iterdir())
+    assert len(outcomes_of(out)) == len(sources) == 16
+    assert {line["outcome"] for line in outcomes_of(out)} <= {*Reason, "accepted"}
+    assert load_manifest(out).outcomes["accepted"] >= 3
+    files = [path for path in out.rglob("*") if path.is_file()]
+    text = b"".join(path.read_bytes() for path in files if path.suffix in {".json", ".jsonl"})
+    text += b"".join(member for path in out.glob("*.tar") for member in text_of(path))
+    whole = b"".join(path.read_bytes() for path in files)
+    for path in sources:
+        name = str(pydicom.dcmread(path, stop_before_pixels=True).PatientName)
+        parts = [part.encode() for part in [name, *name.replace(" ", "^").split("^")] if part]
+        assert name.encode() not in whole, path.name
+        # four letters meet by chance in megabytes of JPEG; in text they would not
+        assert not [part for part in parts if len(part) > 2 and part in text], path.name
+        assert not [part for part in parts if len(part) > 4 and part in whole], path.name
+
+
+def text_of(tar: Path) -> Iterator[bytes]:
+    """Names and JSON members of a shard."""
+    with tarfile.open(tar) as file:
+        for member in file:
+            yield member.name.encode()
+            if member.name.endswith(".json"):
+                yield file.extractfile(member).read()  # type: ignore[union-attr]
+
+
+def test_a_file_that_may_not_be_read_is_an_outcome(source: Path, tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    folder = tmp_path / "source"
+    folder.mkdir()
+    shutil.copy(source / "00.dcm", folder)
+    shutil.copy(source / "01.dcm", folder)
+    (folder / "01.dcm").chmod(0)
+    assert load_manifest(make(folder, tmp_path / "out")).outcomes == {"accepted": 1, "unreadable": 1}
+
+
+def test_sop_and_modality_of_other_kinds_are_named(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for number, (modality, sop) in enumerate(
+        [("CT", uid.CTImageStorage), ("US", uid.SecondaryCaptureImageStorage), ("US", uid.EnhancedUSVolumeStorage)]
+    ):
+        dataset = pydicom.dcmread(source / "00.dcm")
+        dataset.Modality, dataset.SOPClassUID = modality, sop
+        dataset.save_as(folder / f"{number}.dcm")
+    outcomes = load_manifest(make(folder, tmp_path / "out")).outcomes
+    assert outcomes == {"not_ultrasound": 1, "sop_refused": 1, "unsupported_sop": 1}
+
+
+def test_the_plan_keeps_odd_names_and_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
+    names = ["a b.dcm", "new\nline.dcm", "50%.dcm", "%0A.dcm", os.fsdecode(b"\xff\xfe.dcm"), "tab\there.dcm"]
+    plan = write_plan([(name, 10) for name in names], tmp_path / "plans" / "x.txt")
+    assert [name for unit in range(plan.num_units) for name in plan.unit(unit)] == names
+    assert plan.path.stat().st_mode & 0o777 == 0o600
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_the_plan_of_many_files_deals_them_out_evenly(tmp_path: Path) -> None:
+    plan = write_plan(((f"f/{n}.dcm", 5_000_000) for n in range(100_000)), tmp_path / "x.txt")
+    assert plan.num_units == -(-500_000_000_000 // (1 << 30))
+    sizes = [len(plan.unit(unit)) for unit in (0, 1, plan.num_units - 1)]
+    assert max(sizes) - min(sizes) <= 1
+    assert sum(len(plan.unit(unit)) for unit in range(plan.num_units)) == 100_000
