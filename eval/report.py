@@ -10,10 +10,14 @@ import torch
 from matplotlib.figure import Figure as Plot
 
 from eval.stage import ProbeTable
+from sharding.manifest import MANIFEST
 from sharding.page import Figure, Section, render_page
+from sharding.reader import BadSampleError
 from sharding.report import contact_sheet, grid_png
-from sharding.stream import Batch, PositionDataset
+from sharding.store import Store
+from sharding.stream import PositionDataset
 from train.config import PretrainConfig, load_config
+from train.data import find_sets, open_dataset
 from train.step import view_of
 from train.vit import new_student
 
@@ -38,13 +42,18 @@ def write_run_report(runs: dict[str, Path], tables: list[ProbeTable], path: Path
     sections += [
         Section("Loss", figures=tuple(_loss_figure(name, run) for name, run in runs.items())),
         Section("Masks", figures=(_masks_figure(student),)),
-        Section("Shards", figures=tuple(_sheet(directory) for directory in student.data.shards)),
+        Section("Shards", figures=tuple(map(_sheet, _with_manifest(student.data.shards)))),
     ]
     lead = "Frozen features, probe strength chosen inside each training fold, folds and intervals by patient."
     path.write_text(render_page("us-jepa run", lead, sections))
 
 
-def _sheet(directory: Path) -> Figure:
+def _with_manifest(places: tuple[str, ...]) -> list[str]:
+    """Our own shard directories; tars of strangers have no contact sheet."""
+    return [place for place in places if Store(place).exists(MANIFEST)]
+
+
+def _sheet(directory: str) -> Figure:
     return Figure(contact_sheet(directory), f"Frames of {directory}, as the encoder sees them.")
 
 
@@ -64,11 +73,10 @@ def _loss_figure(name: str, run_dir: Path) -> Figure:
 
 
 def _masks_figure(cfg: PretrainConfig) -> Figure:
-    dataset = PositionDataset(list(cfg.data.shards), cfg.data.canvas, cfg.data.seed)
-    positions = torch.tensor(_one_per_clip(dataset))
-    squares = torch.stack([dataset[int(position)] for position in positions])
+    dataset = open_dataset(cfg, find_sets(cfg))
+    batch = dataset.batch(np.array(_one_per_clip(dataset)))
     patch = new_student(cfg.student.arch, cfg.student.image_size).patch
-    view = view_of(Batch(squares[:, :1], squares[:, 1:], positions), cfg, patch, torch.device("cpu"))
+    view = view_of(batch, cfg, patch, torch.device("cpu"))
     tiles = []
     for image, context, targets, weight in zip(
         view.images, view.masks.context_ids, view.masks.target_ids, view.masks.target_weight, strict=True
@@ -87,9 +95,10 @@ def _masks_figure(cfg: PretrainConfig) -> Figure:
 def _one_per_clip(dataset: PositionDataset) -> list[int]:
     """Positions of frames of different clips, those of a known scanner first."""
     first: dict[str, tuple[bool, int]] = {}
-    for position in range(min(_SEARCHED, dataset.order.num_samples)):
-        meta = dataset.sample(position).meta
-        first.setdefault(meta.clip, (meta.manufacturer in {None, "other"}, position))
+    for position, sample in dataset.samples(np.arange(min(_SEARCHED, dataset.order.num_samples))):
+        if not isinstance(sample, BadSampleError):
+            meta = sample.meta
+            first.setdefault(meta.clip, (meta.manufacturer in {None, "other"}, position))
     return [position for _, position in sorted(first.values())][:_NUM_MASKS]
 
 

@@ -120,8 +120,8 @@ def decode(key: str, members: dict[str, bytes]) -> Sample:
     for extension in ("jpg", "region.png", "json"):
         if extension not in members:
             raise ValueError(f"sample {key}: no .{extension}; it has {sorted(members)}")
-    frame = _decoded(key, "jpg", members["jpg"])
-    region = _decoded(key, "region.png", members["region.png"]) > 0
+    frame = decode_grey(key, "jpg", members["jpg"])
+    region = decode_grey(key, "region.png", members["region.png"]) > 0
     if frame.shape != region.shape:
         raise ValueError(f"sample {key}: frame is {frame.shape}, region {region.shape}; they must be equal")
     meta = json.loads(members["json"])
@@ -129,7 +129,13 @@ def decode(key: str, members: dict[str, bytes]) -> Sample:
     return Sample(key, frame * region, region, Meta(**(meta | pairs)))
 
 
-def _decoded(key: str, extension: str, data: bytes) -> np.ndarray:
+def decode_grey(key: str, extension: str, data: bytes) -> np.ndarray:
+    """Picture of a member (h, w) uint8.
+
+    Raises:
+        ValueError: it does not decode; the message names the key and the member.
+
+    """
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
     if pixels is None:
         raise ValueError(f"sample {key}: .{extension} ({len(data)} bytes) does not decode")

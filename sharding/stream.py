@@ -1,28 +1,29 @@
-"""Shards to batches: tars read by offset through mmap, in the order of order.py.
+"""Shards to batches, in the order of order.py; nothing else decides what a batch holds.
 
 Workers hand over uint8; crop, flip and normalisation happen later, on the device. B is the micro batch, S the
 side of the canvas in pixels.
 """
 
-import mmap
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from sharding.manifest import load_manifest
-from sharding.order import Order, slice_of_rank
+from sharding.cache import ShardCache
+from sharding.order import Mixture, Order
 from sharding.preprocess import stretch, to_square
+from sharding.reader import BadSampleError, ShardReader
 from sharding.recording import InputError
-from sharding.sample import Sample, decode
+from sharding.sample import Sample
+from sharding.shard import Shard
+from sharding.shard_set import ShardSet
 
-_BLOCK = 512  # of a tar
+CAUSES = ("missing", "truncated", "undecodable")  # of a bad sample
+MAX_OPEN = 4096  # shards per worker
 
 
 class Batch(NamedTuple):
@@ -31,147 +32,138 @@ class Batch(NamedTuple):
     Attributes:
         frames: (B, 1, S, S) uint8.
         regions: (B, 1, S, S) uint8, 0 or 255.
-        positions: (B,) int64 global sample positions, -1 for a row of padding.
+        positions: (B,) int64 global sample positions, -1 for a row of padding and for a bad sample: both have weight 0.
+        key_hashes: (B,) int64 below 2^32, of position and key; 0 where the position is -1.
+        num_bad: (3,) int64 bad samples by cause, in the order of CAUSES.
 
     """
 
     frames: torch.Tensor
     regions: torch.Tensor
     positions: torch.Tensor
+    key_hashes: torch.Tensor
+    num_bad: torch.Tensor
 
 
-@dataclass(frozen=True)
-class StreamConfig:
-    """Which part of the stream one rank reads; see order.slice_of_rank."""
-
-    batch: int
-    micro_batch: int
-    canvas: int
-    seed: int
-    rank: int
-    world: int
-    num_workers: int
-
-
-class ShardReader:
-    """The samples of one tar by index.
+class PositionDataset(Dataset[Batch]):
+    """Global sample positions -> what stands there, squared to the canvas.
 
     Args:
-        path: the tar. Its members are found by one walk over the headers.
-
-    """
-
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._members = _index(self._bytes)
-        self._keys = list(self._members)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __getitem__(self, index: int) -> Sample:
-        key = self._keys[index]
-        members = self._members[key]
-        return decode(key, {name: self._bytes[start:end] for name, (start, end) in members.items()})
-
-
-def _index(tar: mmap.mmap) -> dict[str, dict[str, tuple[int, int]]]:
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    offset = 0
-    while offset + _BLOCK <= len(tar) and tar[offset] != 0:
-        header = tar[offset : offset + _BLOCK]
-        name, size = header[:100].rstrip(b"\0").decode(), int(header[124:136].rstrip(b"\0 "), 8)
-        key, _, extension = name.partition(".")
-        start = offset + _BLOCK
-        samples.setdefault(key, {})[extension] = (start, start + size)
-        offset = start + -(-size // _BLOCK) * _BLOCK
-    return samples
-
-
-class PositionDataset(Dataset[torch.Tensor]):
-    """Global sample position -> (2, S, S) uint8: frame and region in a square canvas.
-
-    Args:
-        directories: finished shard directories; their train splits form one data set.
+        sets: data sets, in the order of the mixture's weights.
+        mixture: order of the samples.
         canvas: side S in pixels.
-        seed: of the order.
-
-    Raises:
-        InputError: a directory is missing, unfinished, or none has a training sample.
+        cache: of remote shards.
 
     """
 
-    def __init__(self, directories: list[Path], canvas: int, seed: int) -> None:
-        shards = [
-            (directory / shard.name, shard.num_samples)
-            for directory in directories
-            for shard in load_manifest(directory).shards
-            if shard.split == "train"
-        ]
-        if not shards:
-            names = ", ".join(map(str, directories))
-            raise InputError(
-                f"shards: no training sample in {names}; us-jepa shards' report.html says what was refused"
-            )
-        self._paths = [path for path, _ in shards]
-        self._canvas = canvas
-        self.order = Order(tuple(count for _, count in shards), seed)
+    def __init__(self, sets: Sequence[ShardSet], mixture: Mixture, canvas: int, cache: ShardCache) -> None:
+        self._shards = [found.shards for found in sets]
+        self._canvas, self._cache = canvas, cache
+        self._mixture = mixture
+        self._readers: OrderedDict[Shard, ShardReader] = OrderedDict()
+        self.order = Order(mixture)
 
-    def sample(self, position: int) -> Sample:
-        """Sample at a global position."""
-        shards, indices = self.order.at(np.array([position]))
-        return _open(self._paths[shards[0]])[int(indices[0])]
+    def __getstate__(self) -> dict[str, object]:
+        return {"_shards": self._shards, "_canvas": self._canvas, "_cache": self._cache, "_mixture": self._mixture}
 
-    def __getitem__(self, position: int) -> torch.Tensor:
-        if position < 0:
-            return torch.zeros(2, self._canvas, self._canvas, dtype=torch.uint8)
-        sample = self.sample(position)
-        frame = stretch(sample.frame, sample.region, sample.meta.percentiles)
-        return torch.from_numpy(to_square(frame, sample.region, self._canvas))
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__ |= state
+        self._readers, self.order = OrderedDict(), Order(self._mixture)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a step over all ranks."""
+        return self._mixture.batch
+
+    @property
+    def has_remote(self) -> bool:
+        """Whether any shard has to be fetched."""
+        return any(shards and shards[0].is_remote for shards in self._shards)
+
+    @property
+    def cache(self) -> ShardCache:
+        """Of remote shards."""
+        return self._cache
+
+    def samples(self, positions: np.ndarray) -> Iterator[tuple[int, Sample | BadSampleError]]:
+        """Row of each position (P,) and the sample there, shard by shard.
+
+        Raises:
+            InputError: a shard cannot be read at all.
+
+        """
+        places = self.order.at(positions)
+        self._let_go()
+        for row in np.lexsort((places.indices, places.shards, places.datasets)).tolist():
+            try:
+                yield (
+                    row,
+                    self._reader(self._shards[places.datasets[row]][places.shards[row]])[int(places.indices[row])],
+                )
+            except BadSampleError as bad:
+                yield row, bad
+
+    def shards_of(self, positions: np.ndarray) -> list[Shard]:
+        """Shards that hold the samples at positions (P,), each once, in the order of first need."""
+        places = self.order.at(positions)
+        pairs = zip(places.datasets.tolist(), places.shards.tolist(), strict=True)
+        return [self._shards[dataset][shard] for dataset, shard in dict.fromkeys(pairs)]
+
+    def __getitems__(self, positions: Sequence[int]) -> Batch | InputError:
+        """A micro batch; an error travels as it is, because a worker would wrap it in its traceback."""
+        try:
+            return self.batch(np.array(positions))
+        except InputError as error:
+            return error
+
+    def batch(self, positions: np.ndarray) -> Batch:
+        """What stands at positions (B,) int64; -1 is padding.
+
+        Raises:
+            InputError: a shard cannot be read at all.
+
+        """
+        squares = np.zeros((len(positions), 2, self._canvas, self._canvas), np.uint8)
+        kept, hashes = np.full_like(positions, -1), np.zeros_like(positions)
+        num_bad = np.zeros(len(CAUSES), np.int64)
+        rows = np.flatnonzero(positions >= 0)
+        for place, sample in self.samples(positions[rows]):
+            row = rows[place]
+            if isinstance(sample, BadSampleError):
+                num_bad[CAUSES.index(sample.cause)] += 1
+                continue
+            kept[row], hashes[row] = positions[row], _hash(int(positions[row]), sample.key)
+            frame = stretch(sample.frame, sample.region, sample.meta.percentiles)
+            squares[row] = to_square(frame, sample.region, self._canvas)
+        both = torch.from_numpy(squares)
+        return Batch(both[:, :1], both[:, 1:], *map(torch.from_numpy, (kept, hashes, num_bad)))
+
+    def _reader(self, shard: Shard) -> ShardReader:
+        if shard in self._readers:
+            self._readers.move_to_end(shard)
+            return self._readers[shard]
+        try:
+            reader = _open(shard, self._cache)
+        except OSError as error:
+            raise InputError(f"shard {shard.place}: {error.strerror}; bring it back and start again") from error
+        self._readers[shard] = reader
+        if len(self._readers) > MAX_OPEN:
+            self._readers.popitem(last=False)[1].close()
+        return reader
+
+    def _let_go(self) -> None:
+        """Close what left the cache: its bytes stay on disk while it is open."""
+        if self.has_remote:
+            for shard in [shard for shard, reader in self._readers.items() if reader.is_deleted()]:
+                self._readers.pop(shard).close()
 
 
-@lru_cache(maxsize=1024)
-def _open(path: Path) -> ShardReader:
-    return ShardReader(path)
+def _open(shard: Shard, cache: ShardCache) -> ShardReader:
+    if not shard.is_remote:
+        return ShardReader(cache.path_of(shard))
+    with cache.pin(shard):
+        return ShardReader(cache.path_of(shard), identity=shard.sha256)
 
 
-class _MicroBatches:
-    """Batch sampler without state: the positions of one rank from a step on, for ever."""
-
-    def __init__(self, cfg: StreamConfig, start: int) -> None:
-        self._cfg, self._start = cfg, start
-
-    def __iter__(self) -> Iterator[list[int]]:
-        cfg, step = self._cfg, self._start
-        while True:
-            for positions in slice_of_rank(step, cfg.batch, cfg.micro_batch, cfg.rank, cfg.world):
-                yield positions.tolist()
-            step += 1
-
-
-def micro_batches(dataset: PositionDataset, cfg: StreamConfig, start: int) -> Iterator[Batch]:
-    """Micro batches of one rank from optimizer step `start` on, endless, decoded by `num_workers` processes."""
-    sampler = _MicroBatches(cfg, start)
-    loader = DataLoader(
-        _WithPosition(dataset),
-        batch_sampler=sampler,
-        num_workers=cfg.num_workers,
-        worker_init_fn=_one_thread,
-        pin_memory=torch.cuda.is_available(),
-        multiprocessing_context="forkserver" if cfg.num_workers else None,
-    )
-    for squares, positions in loader:
-        yield Batch(squares[:, :1], squares[:, 1:], positions)
-
-
-class _WithPosition(Dataset[tuple[torch.Tensor, int]]):
-    def __init__(self, dataset: PositionDataset) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
-        return self._dataset[position], position
-
-
-def _one_thread(worker: int) -> None:
-    cv2.setNumThreads(1)
+def _hash(position: int, key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{position} {key}".encode(), digest_size=4).digest())

@@ -25,9 +25,21 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What is streamed, and how large it arrives on the device."""
 
-    shards: tuple[Path, ...] = Field(min_length=1)  # finished shard directories, read as one set
+    shards: tuple[str, ...] = Field(min_length=1)  # data sets: shard directories or tars, local or URLs
+    cap: Annotated[int, Field(ge=0)] = 0  # samples of a data set per epoch at most (US-JEPA 4.3: 50,000); 0: all
+    weights: tuple[Annotated[float, Field(ge=0)], ...] = ()  # factor on each data set's share; empty: 1
+    window: Annotated[int, Field(ge=0)] = 0  # samples shuffled among each other; 0: all; remote sets want a few shards
+    max_bad_fraction: Share = 0.001  # of an epoch's samples that may be unreadable
     canvas: Count = 256  # side in pixels of the square that workers hand over; crops are cut from it
     seed: int = 0  # of order, crops, flips, masks and initial weights
+
+    @model_validator(mode="after")
+    def _one_weight_per_data_set(self) -> "DataConfig":
+        if self.weights and len(self.weights) != len(self.shards):
+            raise ValueError(
+                f"{len(self.weights)} weights for {len(self.shards)} data sets; give one for each, or none"
+            )
+        return self
 
 
 class AugmentConfig(Section):
@@ -107,6 +119,7 @@ class RunConfig(Section):
     micro_batch: Count = 64  # samples per rank and forward
     zero_stage: Literal[0, 1, 2, 3] = 1
     num_workers: Annotated[int, Field(ge=0)] = 2  # decoding processes per rank
+    cache_gib: float = Field(default=50, gt=0)  # of remote shards on the disk of a node, in $US_JEPA_CACHE
     log_every: Count = 10  # steps
     save_every: Count = 500  # steps
     keep: Count = 2  # checkpoints

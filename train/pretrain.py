@@ -15,12 +15,14 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import distributed
 
-from sharding.manifest import load_manifest
+from sharding.loader import micro_batches
 from sharding.order import micro_batches_per_step
 from sharding.recording import InputError
-from sharding.stream import Batch, PositionDataset, StreamConfig, micro_batches
+from sharding.shard_set import ShardSet
+from sharding.stream import CAUSES, Batch
 from train.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from train.config import PretrainConfig, flat_config, load_config, results_differ, save_config
+from train.data import ReadFacts, find_sets, open_dataset, reduce_reading, stream_of_rank
 from train.engine import build_engine, set_schedule, start_distributed
 from train.masks import check_masks
 from train.model import LatentPredictor
@@ -38,24 +40,31 @@ def train(job: Job, stream: Iterator[Batch], start: int) -> None:
     cfg, device, patch = job.cfg, job.engine.device, job.engine.module.student.patch
     num_micro_batches = micro_batches_per_step(cfg.optim.batch, cfg.run.micro_batch, job.world)
     clock, waited = time.perf_counter(), 0.0
+    num_bad = torch.zeros(len(CAUSES), dtype=torch.int64)
     for step in progress_bar(start, cfg, job.rank):
         asked = time.perf_counter()
         batches = [next(stream) for _ in range(num_micro_batches)]
         waited += time.perf_counter() - asked
+        num_bad += sum(batch.num_bad for batch in batches)
         set_schedule(job.engine, step, cfg)
         views = [view_of(batch, cfg, patch, device) for batch in batches]
         loss, baseline = run_step(job, views)
         if due(step, cfg.run.log_every, cfg.optim.steps):
-            log_step(job, step, loss, baseline, views, (time.perf_counter() - clock, waited))
+            read = ReadFacts(
+                time.perf_counter() - clock, waited, sum(int(b.key_hashes.sum()) for b in batches), num_bad
+            )
+            log_step(job, step, loss, baseline, views, read)
             clock, waited = time.perf_counter(), 0.0
         if due(step, cfg.run.save_every, cfg.optim.steps):
             save_checkpoint(job.engine, step + 1, target_tensors(job.targets), cfg.run.dir, cfg.run.keep)
 
 
 def log_step(
-    job: Job, step: int, loss: torch.Tensor, baseline: torch.Tensor, views: list[View], clocks: tuple[float, float]
+    job: Job, step: int, loss: torch.Tensor, baseline: torch.Tensor, views: list[View], read: ReadFacts
 ) -> None:
     """Reduce over ranks and write; the only host sync of the loop."""
+    cfg = job.cfg
+    reading = reduce_reading(read, cfg, job.dataset.order.num_samples, job.engine.device)
     masks = views[-1].masks
     share = torch.stack([masks.filled.mean(), masks.target_weight.mean()]) / job.world
     values = torch.cat([torch.stack([loss, baseline]), share])
@@ -67,7 +76,6 @@ def log_step(
         )
     if job.tracker is None:
         return
-    cfg = job.cfg
     every = min(cfg.run.log_every, step + 1)
     group = job.engine.optimizer.param_groups[0]
     job.tracker.log(
@@ -79,8 +87,8 @@ def log_step(
             "train/weight_decay": group["weight_decay"],
             "masks/context_filled": filled,
             "masks/targets_kept": kept,
-            "perf/images_per_s": cfg.optim.batch * every / clocks[0],
-            "perf/data_wait_share": clocks[1] / clocks[0],
+            "perf/images_per_s": cfg.optim.batch * every / read.seconds,
+            **reading,
         },
     )
 
@@ -130,18 +138,17 @@ def open_run(cfg: PretrainConfig, checkpoint: Checkpoint | None) -> None:
 def main(argv: list[str]) -> None:
     """Run or continue one pretraining."""
     cfg = parse(argv)
-    for directory in cfg.data.shards:
-        load_manifest(directory)  # say what is missing before a process group starts
+    sets = find_sets(cfg)  # say what is missing before a process group starts
     rank, world = start_distributed()
     torch.manual_seed(cfg.data.seed)
     checkpoint = latest_checkpoint(cfg.run.dir)
     start = checkpoint.step if checkpoint else 0
     if rank == 0:
         open_run(cfg, checkpoint)
-    job, data_hash = build(cfg, checkpoint, rank, world)
+    job, facts = build(cfg, sets, checkpoint, (rank, world))
     status = "FAILED"
     try:
-        run(job, checkpoint, start, data_hash)
+        run(job, checkpoint, start, facts)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -153,9 +160,12 @@ def main(argv: list[str]) -> None:
     distributed.destroy_process_group()
 
 
-def build(cfg: PretrainConfig, checkpoint: Checkpoint | None, rank: int, world: int) -> tuple[Job, dict[str, str]]:
-    """Build data, targets, module and engine; also returns the facts that go with the exported encoder."""
-    dataset = PositionDataset(list(cfg.data.shards), cfg.data.canvas, cfg.data.seed)
+def build(
+    cfg: PretrainConfig, sets: list[ShardSet], checkpoint: Checkpoint | None, place: tuple[int, int]
+) -> tuple[Job, dict[str, str]]:
+    """Build data, targets, module and engine of (rank, world); also returns the facts of the exported encoder."""
+    rank, world = place
+    dataset = open_dataset(cfg, sets)
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
     probe = new_student(cfg.student.arch, cfg.student.image_size)
     check_masks(cfg.masks, probe.grid)
@@ -168,7 +178,7 @@ def build(cfg: PretrainConfig, checkpoint: Checkpoint | None, rank: int, world: 
     facts = {
         "objective": cfg.objective,
         "teacher_sha256": teacher_hash,
-        "data_sha256": ",".join(load_manifest(path).sha256() for path in cfg.data.shards),
+        "data_sha256": ",".join(found.sha256 for found in sets),
         "git_commit": git_commit(),
     }
     tracker = None
@@ -184,10 +194,7 @@ def build(cfg: PretrainConfig, checkpoint: Checkpoint | None, rank: int, world: 
 def run(job: Job, checkpoint: Checkpoint | None, start: int, facts: dict[str, str]) -> None:
     """Resume or measure, train, export."""
     cfg = job.cfg
-    stream_cfg = StreamConfig(
-        batch=cfg.optim.batch, micro_batch=cfg.run.micro_batch, canvas=cfg.data.canvas, seed=cfg.data.seed,
-        rank=job.rank, world=job.world, num_workers=cfg.run.num_workers,
-    )  # fmt: skip
+    stream_cfg = stream_of_rank(cfg, job.rank, job.world)
     if start < cfg.optim.steps:
         if checkpoint is None:
             measure_targets(job, job.engine.module.student.patch)

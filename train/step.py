@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import distributed
 
+from sharding.loader import StreamConfig, micro_batches
 from sharding.order import micro_batches_per_step
-from sharding.stream import Batch, PositionDataset, StreamConfig, micro_batches
+from sharding.stream import Batch, PositionDataset
 from train.augment import crop_and_flip
 from train.checkpoint import Checkpoint, restore_moments
 from train.config import PretrainConfig
@@ -80,10 +81,7 @@ def total_weight(views: list[View]) -> torch.Tensor:
 def measure_targets(job: Job, patch: int) -> None:
     """Measure the normalisation on the first global batches: every rank computes the same from the same samples."""
     cfg = job.cfg
-    stream = StreamConfig(
-        batch=cfg.optim.batch, micro_batch=cfg.optim.batch, canvas=cfg.data.canvas, seed=cfg.data.seed,
-        rank=0, world=1, num_workers=0,
-    )  # fmt: skip
+    stream = StreamConfig(cfg.optim.batch, rank=0, world=1, num_workers=0)
     batches = micro_batches(job.dataset, stream, start=0)
     views = (view_of(next(batches), cfg, patch, job.engine.device) for _ in range(cfg.target.measure_batches))
     job.targets.measure((view.images, view.valid) for view in views)

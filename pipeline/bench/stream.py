@@ -8,7 +8,7 @@ import numpy as np
 import webdataset
 
 from sharding.manifest import load_manifest
-from sharding.stream import ShardReader
+from sharding.reader import ShardReader
 
 
 def main(directory: Path) -> None:

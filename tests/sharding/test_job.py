@@ -17,10 +17,10 @@ from sharding.cluster import on_dask
 from sharding.job import num_missing, on_processes, run, run_slice
 from sharding.manifest import load_manifest
 from sharding.plan import make_plan
+from sharding.reader import ShardReader
 from sharding.recording import FrameChoice, InputError
 from sharding.report import write_report
 from sharding.store import Store
-from sharding.stream import ShardReader
 from sharding.verify import verify
 from tests.conftest import KEY
 from tests.sharding.jobs import POLICY, bytes_of, job_of, make, outcomes_of, write_recording

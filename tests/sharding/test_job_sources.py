@@ -21,11 +21,11 @@ from sharding.labels import Label, load_labels
 from sharding.manifest import load_manifest
 from sharding.plan import make_plan, write_plan
 from sharding.policy import Policy
+from sharding.reader import ShardReader
 from sharding.recording import InputError, Reason
 from sharding.report import write_report
 from sharding.sources.synthetic import SyntheticSpec, generate
 from sharding.store import Store
-from sharding.stream import ShardReader
 from tests.conftest import KEY
 from tests.sharding.jobs import POLICY, job_of, make, outcomes_of
 

@@ -4,13 +4,11 @@ import json
 import shutil
 import tarfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import torch
 import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,11 +16,11 @@ from hypothesis import strategies as st
 from sharding.deidentify import Pseudonyms, allowed_tags, load_key
 from sharding.manifest import Manifest, ShardInfo, load_manifest
 from sharding.preprocess import to_square
+from sharding.reader import ShardReader
 from sharding.recording import InputError
 from sharding.report import contact_sheet
 from sharding.sample import Meta, Sample, decode, encode, name_members
 from sharding.store import Store
-from sharding.stream import PositionDataset, ShardReader, StreamConfig, micro_batches
 from sharding.verify import load_forbidden, verify
 from sharding.writer import _header, write_shard
 from tests.conftest import KEY
@@ -200,21 +198,6 @@ def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
 def test_free_text_never_becomes_a_tag() -> None:
     assert allowed_tags("GE Healthcare of Mrs Quorvath", "LIVER") == {"manufacturer": "ge", "body_part": "liver"}
     assert allowed_tags("Quorvath Ltd", "Zelmira's liver") == {"manufacturer": "other"}
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_the_stream_starts_anywhere_and_splits_over_ranks(shards: Path, num_workers: int) -> None:
-    dataset = PositionDataset([shards], canvas=32, seed=1)
-    alone = StreamConfig(batch=6, micro_batch=6, canvas=32, seed=1, rank=0, world=1, num_workers=0)
-    first = micro_batches(dataset, alone, start=0)
-    steps = [next(first) for _ in range(3)]
-    later = next(micro_batches(dataset, replace(alone, num_workers=num_workers), start=2))
-    assert torch.equal(later.frames, steps[2].frames)
-    ranks = [
-        next(micro_batches(dataset, replace(alone, micro_batch=2, rank=rank, world=3), start=1)) for rank in range(3)
-    ]
-    assert torch.equal(torch.cat([batch.regions for batch in ranks]), steps[1].regions)
-    assert torch.cat([batch.positions for batch in ranks]).tolist() == list(range(6, 12))
 
 
 @given(name=st.text("abc-_.019", min_size=1, max_size=100), num_bytes=st.integers(0, 8**11 - 1))

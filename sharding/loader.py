@@ -1,0 +1,129 @@
+"""The micro batches of one rank: worker processes, prefetched shards, and errors that say whose they are."""
+
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from sharding.order import Order, slice_of_rank
+from sharding.prefetch import Prefetcher
+from sharding.recording import InputError
+from sharding.shard import Shard
+from sharding.stream import MAX_OPEN, Batch, PositionDataset
+
+_SECONDS = 600  # that a batch may take
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Which part of the stream one rank reads; see order.slice_of_rank."""
+
+    micro_batch: int
+    rank: int
+    world: int
+    num_workers: int
+    ranks_per_node: int = 1
+
+
+class _MicroBatches:
+    """Batch sampler without state: the positions of one rank from a step on, for ever."""
+
+    def __init__(self, order: Order, cfg: StreamConfig, start: int) -> None:
+        self._order, self._cfg, self._start = order, cfg, start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self._start
+        while True:
+            yield from _of_rank(self._order, self._cfg, step).tolist()
+            step += 1
+
+
+def _of_rank(order: Order, cfg: StreamConfig, step: int) -> np.ndarray:
+    return slice_of_rank(order.of_step(step), cfg.micro_batch, cfg.rank, cfg.world)
+
+
+def micro_batches(dataset: PositionDataset, cfg: StreamConfig, start: int) -> Iterator[Batch]:
+    """Micro batches of one rank from optimizer step `start` on, endless, decoded by `num_workers` processes.
+
+    Raises:
+        InputError: a shard cannot be read.
+        RuntimeError: a worker died, or a batch took longer than ten minutes; names the rank and its shards.
+
+    """
+    prefetcher = _prefetcher(dataset, cfg, start)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=_MicroBatches(dataset.order, cfg, start),
+        num_workers=cfg.num_workers,
+        collate_fn=_same,
+        worker_init_fn=_begin_worker,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="forkserver" if cfg.num_workers else None,
+        timeout=_SECONDS if cfg.num_workers else 0,
+    )
+    num_per_step = len(_of_rank(dataset.order, cfg, start))
+    try:
+        for number, batch in enumerate(_named(loader, dataset, cfg, start)):
+            if isinstance(batch, InputError):
+                raise InputError(f"rank {cfg.rank}: {batch}")
+            if prefetcher is not None:
+                prefetcher.reached(start + number // num_per_step)
+            yield batch
+    finally:
+        if prefetcher is not None:
+            prefetcher.close()
+
+
+def _named(
+    loader: "DataLoader[Batch]", dataset: PositionDataset, cfg: StreamConfig, start: int
+) -> Iterator[Batch | InputError]:
+    """What a loader yields; a worker that dies or stops is said with its rank and shards."""
+    step = start
+    try:
+        for number, batch in enumerate(loader):
+            step = start + (number + 1) // len(_of_rank(dataset.order, cfg, start))
+            yield batch
+    except RuntimeError as error:
+        positions = _of_rank(dataset.order, cfg, step).ravel()
+        shards = ", ".join(shard.place for shard in dataset.shards_of(positions[positions >= 0])[:3])
+        raise RuntimeError(f"rank {cfg.rank}, step {step}, shards {shards}, ...: {error}") from error
+
+
+def _prefetcher(dataset: PositionDataset, cfg: StreamConfig, start: int) -> Prefetcher | None:
+    if not dataset.has_remote:
+        return None
+
+    def needs(step: int) -> list[Shard]:
+        positions = _of_rank(dataset.order, cfg, step).ravel()
+        return [shard for shard in dataset.shards_of(positions[positions >= 0]) if shard.is_remote]
+
+    max_bytes = dataset.cache.max_bytes // cfg.ranks_per_node
+    num_bytes = sum(shard.num_bytes for shard in needs(start))
+    if num_bytes > max_bytes:
+        raise InputError(
+            f"cache {dataset.cache.folder}: step {start} needs shards of {num_bytes} bytes on rank {cfg.rank}, whose "
+            f"part of the cache is {max_bytes}; enlarge run.cache_gib, or set data.window to a few shards' samples"
+        )
+    return Prefetcher(dataset.cache, needs, start, max_bytes)
+
+
+def _same(batch: Any) -> Any:  # noqa: ANN401 - the batch of PositionDataset.__getitems__ is one already
+    return batch
+
+
+def _begin_worker(worker: int) -> None:
+    cv2.setNumThreads(1)
+    allow_open_files()
+
+
+def allow_open_files() -> None:
+    """Raise the limit of open files to what the system grants: every shard of a set may be open at once."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN + 256 if hard == resource.RLIM_INFINITY else min(MAX_OPEN + 256, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

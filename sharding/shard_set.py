@@ -1,0 +1,108 @@
+"""What a data set is made of: our finished shard directories, or tars that somebody else wrote."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import braceexpand
+from rich.progress import track
+
+from sharding.cache import ShardCache
+from sharding.manifest import MANIFEST, load_manifest
+from sharding.recording import InputError
+from sharding.shard import Shard
+from sharding.store import Store
+from sharding.tar_index import cache_folder, load_index
+
+_Place = TypeVar("_Place", str, Path)
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """One data set.
+
+    Attributes:
+        place: as the user gave it.
+        shards: that hold training samples.
+        sha256: identity of the data.
+
+    """
+
+    place: str
+    shards: tuple[Shard, ...]
+    sha256: str
+
+    @property
+    def num_samples(self) -> int:
+        """Training samples."""
+        return sum(shard.num_samples for shard in self.shards)
+
+
+def find_shards(place: str, cache: ShardCache) -> ShardSet:
+    """List the training shards of a place.
+
+    Args:
+        place: a finished shard directory, local or a URL; a local folder of tars that somebody else wrote; or the
+            tars themselves, `https://host/set-{000..099}.tar`, `pipe:COMMAND`. Tars without a manifest are counted by
+            one scan, whose result is kept.
+        cache: for remote tars without a manifest.
+
+    Raises:
+        InputError: there is none, it is unfinished, or without a training sample.
+
+    """
+    if place.startswith("pipe:") or place.endswith(".tar"):
+        found = _foreign(place, [_counted(url, cache) for url in _bar(list(braceexpand.braceexpand(place)))])
+    elif _is_foreign(place):
+        paths = sorted(Path(place).glob("*.tar"))
+        found = _foreign(place, [_scanned(path) for path in _bar(paths)])
+    else:
+        manifest = load_manifest(place)
+        shards = tuple(
+            Shard(f"{place.rstrip('/')}/{info.name}", info.num_samples, info.num_bytes, info.sha256)
+            for info in manifest.shards
+            if info.split == "train"
+        )
+        found = ShardSet(place, shards, manifest.sha256())
+    if not found.num_samples:
+        raise InputError(f"shards: no training sample in {place}; us-jepa shards' report.html says what was refused")
+    return found
+
+
+def _is_foreign(place: str) -> bool:
+    """A local folder with tars but without manifest, and not one of our unfinished jobs."""
+    if "://" in place:
+        return False
+    folder = Path(place)
+    return not (folder / MANIFEST).exists() and not (folder / "outcomes").exists() and any(folder.glob("*.tar"))
+
+
+def _bar(places: list[_Place]) -> Iterable[_Place]:
+    return track(places, description="count samples", transient=True)
+
+
+def _foreign(place: str, shards: list[Shard]) -> ShardSet:
+    identity = json.dumps([asdict(shard) for shard in shards])
+    return ShardSet(place, tuple(shards), hashlib.sha256(identity.encode()).hexdigest())
+
+
+def _scanned(path: Path) -> Shard:
+    return Shard(str(path), len(load_index(path)), path.stat().st_size)
+
+
+def _counted(url: str, cache: ShardCache) -> Shard:
+    """A remote tar: fetched once to count it; from then on it must stay the same."""
+    if "://" not in url and not url.startswith("pipe:"):
+        return _scanned(Path(url))
+    known = Store(cache_folder() / "remote")
+    known.path().mkdir(parents=True, exist_ok=True)
+    name = f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
+    if not known.exists(name):
+        path = cache.fetch(Shard(url, 0, 0))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        shard = Shard(url, len(load_index(path)), path.stat().st_size, digest)
+        known.write(name, json.dumps(asdict(shard)).encode())
+    return Shard(**json.loads(known.read(name)))

@@ -1,0 +1,175 @@
+"""The stream: any topology gives the same batches, strangers' tars are read, bad samples are counted."""
+
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sharding.loader import StreamConfig, micro_batches
+from sharding.manifest import load_manifest
+from sharding.reader import BadSampleError, ShardReader
+from sharding.recording import InputError
+from sharding.stream import CAUSES, PositionDataset
+from sharding.tar_index import load_index, scan
+from tests.sharding.streams import global_batches, open_stream, picture, write_tar
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("US_JEPA_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def dataset(shards: Path, tmp_path: Path) -> PositionDataset:
+    return open_stream([str(shards)], tmp_path, batch=12, cap=40)
+
+
+@given(
+    world=st.integers(1, 16), micro_batch=st.integers(1, 7), start=st.integers(0, 6), batch=st.sampled_from([6, 7, 12])
+)
+@settings(max_examples=20, deadline=None)
+def test_every_topology_sees_the_same_pixels_crops_and_masks(
+    shards: Path, tmp_path_factory: pytest.TempPathFactory, world: int, micro_batch: int, start: int, batch: int
+) -> None:
+    dataset = open_stream([str(shards)], tmp_path_factory.getbasetemp(), batch=batch, cap=40)
+    alone = global_batches(dataset, 0, 8, micro_batch=batch)
+    assert len(set(alone)) == 8
+    assert global_batches(dataset, start, 2, micro_batch, world) == alone[start : start + 2]
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_workers_change_nothing(dataset: PositionDataset, num_workers: int) -> None:
+    assert global_batches(dataset, 2, 3, 5, 2, num_workers) == global_batches(dataset, 0, 5, 12)[2:]
+
+
+def test_a_pass_has_every_training_key_once(shards: Path, tmp_path: Path) -> None:
+    dataset = open_stream([str(shards)], tmp_path)
+    keys = [sample.key for _, sample in dataset.samples(np.arange(dataset.order.num_samples))]  # type: ignore[union-attr]
+    manifest = load_manifest(shards)
+    wanted = [s.key for info in manifest.shards if info.split == "train" for s in ShardReader(shards / info.name)]
+    assert sorted(keys) == sorted(wanted)
+
+
+def test_pairs_of_one_clip_in_a_batch_are_as_rare_as_chance(shards: Path, tmp_path: Path) -> None:
+    dataset = open_stream([str(shards)], tmp_path, batch=16)
+    num = dataset.order.num_samples
+    clips = np.empty(num, dtype=object)
+    for row, sample in dataset.samples(np.arange(num)):
+        clips[row] = sample.meta.clip  # type: ignore[union-attr]
+    counts = np.unique(clips.astype(str), return_counts=True)[1]
+    ideal = (counts * (counts - 1)).sum() / (num * (num - 1))
+    same = total = 0
+    for epoch in range(40):
+        placed = np.empty(num, dtype=object)
+        for row, sample in dataset.samples(np.arange(num) + epoch * num):
+            placed[row] = sample.meta.clip  # type: ignore[union-attr]
+        for batch in placed[: num // 16 * 16].reshape(-1, 16):
+            same += (batch[:, None] == batch).sum() - 16
+            total += 16 * 15
+    assert same / total < 1.5 * ideal
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("long", ["", "x" * 120])
+def test_tars_of_strangers_are_read_as_webdataset_reads_them(tar_format: int, long: str, tmp_path: Path) -> None:
+    if long and tar_format == tarfile.USTAR_FORMAT:
+        long = "y" * 60 + "/" + "x" * 60  # split over name and prefix
+    names = [f"{long}/s{number:03d}.a.png" for number in range(5)] + ["b.png", "b.cls.png", "c.png"]
+    path = write_tar(tmp_path / "t.tar", [name.lstrip("/") for name in names], tar_format)
+    theirs = [sample["__key__"] for sample in webdataset.WebDataset([str(path)], shardshuffle=False)]
+    assert [key.decode() for key in load_index(path)["key"]] == theirs
+
+
+def test_a_folder_of_pictures_streams(tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    write_tar(folder / "a.tar", [f"{number}.png" for number in range(9)])
+    write_tar(folder / "b.tar", [f"x{number}.jpg" for number in range(4)])
+    dataset = open_stream([str(folder)], tmp_path)
+    assert dataset.order.num_samples == 13
+    found = {sample.key: sample for _, sample in dataset.samples(np.arange(13)) if not isinstance(sample, Exception)}
+    assert (found["3"].frame == picture(3)).all()
+    assert found["3"].region.all()
+    alone = open_stream([f"{folder}/{{a,b}}.tar"], tmp_path)
+    assert global_batches(alone, 0, 3) == global_batches(dataset, 0, 3)
+
+
+@given(data=st.binary(max_size=1200), place=st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_data_that_looks_like_headers_is_data(
+    data: bytes, place: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    inner = (folder / "inner.tar").read_bytes() if (folder / "inner.tar").exists() else b""
+    if not inner:
+        inner = write_tar(folder / "inner.tar", ["p.png", "q.png"]).read_bytes()
+    path = folder / "outer.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, content in enumerate([inner[: 512 * place], data, inner, b""]):
+            (folder / "member").write_bytes(content)
+            tar.add(folder / "member", f"s{number}.bin")
+    with tarfile.open(path) as tar:
+        wanted = [(m.name.split(".")[0], m.offset_data, m.offset_data + m.size) for m in tar]
+    assert [(key.decode(), start, end) for key, start, end in scan(path).tolist()] == wanted
+
+
+def test_what_is_no_tar_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(b"no tar at all" * 100)
+    with pytest.raises(InputError, match=r"x\.tar: not an uncompressed tar .*make it again"):
+        load_index(tmp_path / "x.tar")
+
+
+@pytest.fixture
+def copy(shards: Path, tmp_path: Path) -> Path:
+    shutil.copytree(shards, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_bad_samples_are_counted_by_cause_and_weigh_nothing(copy: Path, tmp_path: Path) -> None:
+    dataset = open_stream([str(copy)], tmp_path, batch=12)
+    whole = dataset.batch(dataset.order.of_step(0))
+    for path in copy.glob("train-*.tar"):
+        index, data = load_index(path), bytearray(path.read_bytes())
+        for start, end in list(zip(index["jpg"], index["jpg end"], strict=True))[::2]:
+            data[start:end] = bytes(end - start)
+        path.write_bytes(data)
+    places = dataset.order.at(dataset.order.of_step(0))
+    bad = places.indices % 2 == 0
+    assert 0 < bad.sum() < 12
+    batch = open_stream([str(copy)], tmp_path, batch=12).batch(dataset.order.of_step(0))
+    assert dict(zip(CAUSES, batch.num_bad.tolist(), strict=True)) == {
+        "missing": 0, "truncated": 0, "undecodable": bad.sum(),
+    }  # fmt: skip
+    assert ((batch.positions < 0).numpy() == bad).all()
+    assert not batch.regions[bad].any()
+    assert torch.equal(batch.frames[~bad], whole.frames[~bad])
+
+
+def test_a_tar_cut_short_under_way_is_a_bad_sample_not_a_crash(copy: Path) -> None:
+    path = copy / load_manifest(copy).shards[0].name
+    with ShardReader(path) as reader:
+        last = len(reader) - 1
+        with path.open("r+b") as file:
+            file.truncate(2048)
+        with pytest.raises(BadSampleError, match="ends inside sample") as caught:
+            reader[last]
+        assert caught.value.cause == "truncated"
+        with pytest.raises(BadSampleError, match=rf"sample {last + 1} of {last + 1}"):
+            reader[last + 1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_shard_that_is_gone_stops_the_run_in_one_sentence(copy: Path, tmp_path: Path, num_workers: int) -> None:
+    dataset = open_stream([str(copy)], tmp_path)
+    for path in copy.glob("*.tar"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"^rank 1: shard .*\.tar: No such file or directory; bring it back"):
+        next(micro_batches(dataset, StreamConfig(4, 1, 2, num_workers), 0))

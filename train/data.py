@@ -1,0 +1,79 @@
+"""The stream of a run, from its config."""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import distributed
+
+from sharding.cache import ShardCache
+from sharding.loader import StreamConfig, allow_open_files
+from sharding.order import Mixture
+from sharding.recording import InputError
+from sharding.shard_set import ShardSet, find_shards
+from sharding.stream import CAUSES, PositionDataset
+from sharding.tar_index import cache_folder
+from train.config import PretrainConfig
+
+
+def find_sets(cfg: PretrainConfig) -> list[ShardSet]:
+    """The data sets of a run.
+
+    Raises:
+        InputError: one is missing, unfinished or empty.
+
+    """
+    cache = _cache(cfg)
+    return [find_shards(place, cache) for place in cfg.data.shards]
+
+
+def open_dataset(cfg: PretrainConfig, sets: list[ShardSet]) -> PositionDataset:
+    """Samples by position."""
+    allow_open_files()
+    counts = tuple(np.array([shard.num_samples for shard in found.shards], dtype=np.int64) for found in sets)
+    data = cfg.data
+    mixture = Mixture(counts, data.seed, cfg.optim.batch, data.cap, data.weights, data.window)
+    return PositionDataset(sets, mixture, data.canvas, _cache(cfg))
+
+
+def stream_of_rank(cfg: PretrainConfig, rank: int, world: int) -> StreamConfig:
+    """Which part of the stream a rank reads."""
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    return StreamConfig(cfg.run.micro_batch, rank, world, cfg.run.num_workers, per_node)
+
+
+@dataclass(frozen=True)
+class ReadFacts:
+    """What the stream gave this rank: seconds since the last log, of them waited for data, the sum of the last step's
+    key hashes, and the bad samples of the run by cause.
+    """
+
+    seconds: float
+    waited: float
+    keys_hash: int
+    num_bad: torch.Tensor
+
+
+def reduce_reading(read: ReadFacts, cfg: PretrainConfig, num_samples: int, device: torch.device) -> dict[str, float]:
+    """Metrics of the stream over all ranks.
+
+    Raises:
+        InputError: more bad samples than `data.max_bad_fraction`.
+
+    """
+    counts = torch.cat([torch.tensor([read.keys_hash]), read.num_bad]).to(device)
+    distributed.all_reduce(counts)
+    keys_hash, *num_bad = counts.tolist()
+    by_cause = {f"data/bad_{cause}": number for cause, number in zip(CAUSES, num_bad, strict=True)}
+    limit = cfg.data.max_bad_fraction * num_samples
+    if sum(num_bad) > limit:
+        raise InputError(
+            f"data: {by_cause} of an epoch of {num_samples} samples, data.max_bad_fraction is "
+            f"{cfg.data.max_bad_fraction}; `us-jepa verify` names the first bad one"
+        )
+    return by_cause | {"data/keys_hash": keys_hash, "perf/data_wait_share": read.waited / read.seconds}
+
+
+def _cache(cfg: PretrainConfig) -> ShardCache:
+    return ShardCache(cache_folder() / "shards", int(cfg.run.cache_gib * 2**30))
