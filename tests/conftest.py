@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import train.vit  # noqa: F401 - before any test imports timm: its guard makes torchvision importable
 from sharding.job import on_processes, run
 from sharding.plan import make_plan
 from sharding.policy import Job, Policy
