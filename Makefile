@@ -8,7 +8,7 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo test lint format type shards pretrain probe ui bench bench-sharding formats phi fuzz torture
+.PHONY: help setup demo test lint format type shards pretrain probe ui bench-stream bench-sharding formats phi fuzz torture
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -66,5 +66,12 @@ bench-sharding: setup  ## sharding beside the obvious pipeline on one core; plan
 	$(BIN)/python -m pipeline.bench.sharding
 	$(BIN)/python -m pipeline.bench.plan
 
-bench: setup  ## SHARDS=directory; ratios, measured in one run
-	$(BIN)/python -m pipeline.bench.stream $(SHARDS)
+build/bench-venv/.ready: pipeline/bench/requirements.txt .venv/.ready
+	$(PYTHON) -m venv build/bench-venv
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > \
+		$$(build/bench-venv/bin/python -c "import site; print(site.getsitepackages()[0])")/main.pth
+	build/bench-venv/bin/pip install --quiet -r pipeline/bench/requirements.txt
+	touch $@
+
+bench-stream: build/bench-venv/.ready  ## the stream beside webdataset, litdata and mosaic streaming, on the same samples
+	build/bench-venv/bin/python -m pipeline.bench.stream

@@ -87,6 +87,12 @@ def _add_shards(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="certified: refuse what has no certificate. public: you vouch for the pixels, a region is searched all "
         "the same. as_is: you vouch for them, whole frames are kept",
     )
+    add(
+        "--codec",
+        choices=("jpeg", "zstd"),
+        default="jpeg",
+        help="jpeg: quality 95, anyone can look at it. zstd: lossless, twice the bytes, decoded faster",
+    )
     add("--profiles", type=Path, help="YAML of device profiles that your site has signed; see sharding/profiles.py")
     add("--labels", type=Path, help="csv of path, label, group (the patient); UltraBench folders bring their own")
     add("--key-file", type=Path, default=_default_key(), help="secret of the pseudonyms; the listing lies beside it")
@@ -134,6 +140,7 @@ def _job(args: argparse.Namespace) -> "Job":
         val_share=args.val_share,
         pixels=args.pixels,
         profiles=load_profiles(args.profiles) if args.profiles else (),
+        codec=args.codec,
     )
     source, out = (place if "://" in place else str(Path(place).resolve()) for place in (args.source, args.out))
     return Job(source, out, policy, args.key_file, args.labels, Limits(args.seconds, int(args.memory * 2**30)))

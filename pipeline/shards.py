@@ -173,7 +173,7 @@ def foretell(job: Job, num_workers: int) -> None:
     results = list(track(_try(job, names), total=len(names), description="try some sources"))
     seconds = (time.monotonic() - started) * plan.num_sources / len(names) / num_workers
     converted = [one for some in results for one in some]
-    frames = [jpg for one in converted for clip in one.clips for jpg in clip.jpgs]
+    frames = [jpg for one in converted for clip in one.clips for jpg in clip.frames]
     scale = plan.num_sources / len(names)
     outcomes = Counter("accepted" if one.refusal is None else str(one.refusal) for one in converted)
     Console().print(_outcome_table(dict(sorted(outcomes.items())), len(converted)))
@@ -193,7 +193,9 @@ def _try(job: Job, names: list[str]) -> Iterator[list[Converted]]:
             label = labels.get(name)
             mask = source.fetch(label.mask, Path(folder) / "mask") if label and label.mask else None
             local = source.fetch(name, Path(folder) / "source")
-            yield list(converter.convert(Task(local, name, policy.choice, policy.pixels, policy.profiles, mask)))
+            yield list(
+                converter.convert(Task(local, name, policy.choice, policy.pixels, policy.profiles, policy.codec, mask))
+            )
 
 
 def verify_shards(directory: str, forbid: Path | None = None) -> None:

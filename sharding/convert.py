@@ -13,7 +13,7 @@ import cv2
 from sharding.preprocess import Clip, Pixels, cut_clips
 from sharding.profiles import Profile
 from sharding.recording import FrameChoice, Reason, Recording, Rejected
-from sharding.sample import Certificate, encode_frame, encode_region
+from sharding.sample import Certificate, Codec, encode_frame, encode_region
 from sharding.sources import kind_of, read
 from sharding.sources.archive import members
 
@@ -31,6 +31,7 @@ class Task:
         choice: frames to keep.
         pixels: what may be kept; see preprocess.cut_clips.
         profiles: signed by the site.
+        codec: of the frames.
         mask: image that is non-zero inside the scan, None when the source has none.
         start: members of an archive that are done already.
 
@@ -41,15 +42,16 @@ class Task:
     choice: FrameChoice = field(default_factory=FrameChoice)
     pixels: Pixels = "certified"
     profiles: tuple[Profile, ...] = ()
+    codec: Codec = "jpeg"
     mask: Path | None = None
     start: int = 0
 
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """A clip as bytes: one JPEG per frame and the PNG of their region; the rest as in preprocess.Clip."""
+    """A clip as bytes: the code of each frame and the PNG of their region; the rest as in preprocess.Clip."""
 
-    jpgs: tuple[bytes, ...]
+    frames: tuple[bytes, ...]
     region_png: bytes
     frame_ids: tuple[int, ...]
     times_ms: tuple[float, ...] | None
@@ -162,7 +164,7 @@ def _convert_frames(task: Task) -> Converted:
         clips = cut_clips(recording, task.choice, task.pixels, task.profiles)
     except Rejected as refusal:
         return Converted(task.name, refusal.reason, source_kind=recording.source_kind, thumbnail=_blurred(recording))
-    encoded = tuple(_encode(clip, recording) for clip in clips)
+    encoded = tuple(_encode(clip, recording, task.codec) for clip in clips)
     return Converted(
         name=task.name,
         clips=encoded,
@@ -184,11 +186,11 @@ def _with_mask(recording: Recording, mask: Path | None) -> Recording:
     return replace(recording, mask=scan > 0)
 
 
-def _encode(clip: Clip, recording: Recording) -> EncodedClip:
+def _encode(clip: Clip, recording: Recording, codec: Codec) -> EncodedClip:
     times = recording.frame_times_ms
     place = {int(frame_id): row for row, frame_id in enumerate(recording.frame_ids)}
     return EncodedClip(
-        jpgs=tuple(encode_frame(frame, clip.region) for frame in clip.frames),
+        frames=tuple(encode_frame(frame, clip.region, codec) for frame in clip.frames),
         region_png=encode_region(clip.region),
         frame_ids=tuple(map(int, clip.frame_ids)),
         times_ms=None if times is None else tuple(round(float(times[place[int(i)]]), 3) for i in clip.frame_ids),
@@ -207,7 +209,7 @@ def _encode(clip: Clip, recording: Recording) -> EncodedClip:
 def _content(clips: tuple[EncodedClip, ...]) -> bytes:
     """Equal pixels give equal bytes, of which there are fewer."""
     digest = hashlib.sha256()
-    for data in chain.from_iterable((*clip.jpgs, clip.region_png) for clip in clips):
+    for data in chain.from_iterable((*clip.frames, clip.region_png) for clip in clips):
         digest.update(len(data).to_bytes(8) + data)
     return digest.digest()
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sharding.preprocess import Pixels
 from sharding.recording import InputError
+from sharding.sample import Codec
 from sharding.store import Store
 
 MANIFEST = "manifest.json"
@@ -29,6 +30,7 @@ class Manifest(BaseModel):
     """Contents of a shard directory.
 
     Attributes:
+        codec: of the frames: `jpeg` or `zstd`.
         dataset: name, also in every sample.
         plan: keyed hash of sources and settings; the same plan makes the same bytes.
         key_id: pseudonym of the key, to tell whether two directories share their pseudonyms.
@@ -46,7 +48,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: Literal[2] = 2
-    codec: Literal["jpeg"] = "jpeg"
+    codec: Codec = "jpeg"
     dataset: str
     plan: str
     key_id: str

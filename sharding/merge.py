@@ -35,6 +35,7 @@ def merge(job: Job, plan: Plan, plan_hash: str) -> Manifest:
     counts = _count(out, plan)
     _delete_unnamed(out, {shard.name for shard in counts.shards})
     manifest = Manifest(
+        codec=job.policy.codec,
         dataset=job.policy.dataset,
         plan=plan_hash,
         key_id=Pseudonyms(load_key(job.key_file)).of("key", "id"),

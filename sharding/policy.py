@@ -8,7 +8,7 @@ from pathlib import Path
 from sharding.preprocess import Pixels
 from sharding.profiles import Profile
 from sharding.recording import FrameChoice, InputError
-from sharding.sample import KEY
+from sharding.sample import KEY, Codec
 from sharding.text import CALIBRATION, WEIGHTS
 
 _TOOLS = ("us-jepa", "pydicom", "imagecodecs", "opencv-python-headless", "decord", "numpy")
@@ -25,6 +25,7 @@ class Policy:
         pixels: `certified`, `public` or `as_is`; see preprocess.cut_clips.
         profiles: device profiles that a site has signed.
         shard_bytes: a tar is closed when it would grow beyond.
+        codec: `jpeg` (quality 95), or `zstd`: lossless, larger, for hosts short of cores.
 
     """
 
@@ -34,6 +35,7 @@ class Policy:
     pixels: Pixels = "certified"
     profiles: tuple[Profile, ...] = ()
     shard_bytes: int = 256 << 20
+    codec: Codec = "jpeg"
 
     def __post_init__(self) -> None:
         if not KEY.fullmatch(self.dataset):

@@ -41,7 +41,7 @@ class ShardReader:
     def __init__(self, path: Path, identity: str = "") -> None:
         self._path = path
         self._index = load_index(path, identity)
-        self._extensions = (self._index.dtype.names or ())[1::2]
+        self._extensions = (self._index.dtype.names or ())[3::2]
         # Read, not mapped: a file that is cut short under way would kill the process.
         self._file = os.open(path, os.O_RDONLY)
 
@@ -71,14 +71,12 @@ class ShardReader:
         """
         if index >= len(self._index):
             raise BadSampleError("missing", f"shard {self._path}: sample {index} of {len(self._index)}")
-        key, *edges = self._index[index].item()
-        starts, ends = edges[0::2], edges[1::2]
-        base = min(start for start in starts if start)
-        data = os.pread(self._file, max(ends) - base, base)
-        if len(data) < max(ends) - base:
+        key, base, end, *edges = self._index[index].item()
+        data = os.pread(self._file, end - base, base)
+        if len(data) < end - base:
             raise BadSampleError("truncated", f"shard {self._path}: ends inside sample {key.decode()}")
-        spans = zip(self._extensions, starts, ends, strict=True)
-        return key.decode(), {name: data[start - base : end - base] for name, start, end in spans if start}
+        spans = zip(self._extensions, edges[0::2], edges[1::2], strict=True)
+        return key.decode(), {name: data[start - base : stop - base] for name, start, stop in spans if start}
 
     def __getitem__(self, index: int) -> Sample:
         """A decoded sample.
@@ -104,4 +102,4 @@ def _decode_picture(key: str, members: dict[str, bytes]) -> Sample:
         raise ValueError(f"sample {key}: no picture; it has {sorted(members)}, known are {', '.join(_PICTURES)}")
     frame = decode_grey(key, extension, members[extension])
     meta = Meta("unknown", key, 0, (0, 255), source_kind="image", certificate="public")
-    return Sample(key, frame, np.ones(frame.shape, dtype=bool), meta)
+    return Sample(key, frame, np.broadcast_to(np.True_, frame.shape), meta)

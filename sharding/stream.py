@@ -60,7 +60,7 @@ class PositionDataset(Dataset[Batch]):
         self._shards = [found.shards for found in sets]
         self._canvas, self._cache = canvas, cache
         self._mixture = mixture
-        self._readers: OrderedDict[Shard, ShardReader] = OrderedDict()
+        self._readers: OrderedDict[tuple[int, int], ShardReader] = OrderedDict()
         self.order = Order(mixture)
 
     def __getstate__(self) -> dict[str, object]:
@@ -92,16 +92,24 @@ class PositionDataset(Dataset[Batch]):
             InputError: a shard cannot be read at all.
 
         """
-        places = self.order.at(positions)
-        self._let_go()
-        for row in np.lexsort((places.indices, places.shards, places.datasets)).tolist():
+        for row, reader, index in self.located(positions):
             try:
-                yield (
-                    row,
-                    self._reader(self._shards[places.datasets[row]][places.shards[row]])[int(places.indices[row])],
-                )
+                yield row, reader[index]
             except BadSampleError as bad:
                 yield row, bad
+
+    def located(self, positions: np.ndarray) -> Iterator[tuple[int, ShardReader, int]]:
+        """Row of each position (P,), the reader of its shard, and its index there; shard by shard.
+
+        Raises:
+            InputError: a shard cannot be read at all.
+
+        """
+        places = self.order.at(positions)
+        self._let_go()
+        rows = np.lexsort((places.indices, places.shards, places.datasets))
+        for row, *shard, index in zip(rows.tolist(), *(column[rows].tolist() for column in places), strict=True):
+            yield row, self._reader(*shard), index
 
     def shards_of(self, positions: np.ndarray) -> list[Shard]:
         """Shards that hold the samples at positions (P,), each once, in the order of first need."""
@@ -138,15 +146,17 @@ class PositionDataset(Dataset[Batch]):
         both = torch.from_numpy(squares)
         return Batch(both[:, :1], both[:, 1:], *map(torch.from_numpy, (kept, hashes, num_bad)))
 
-    def _reader(self, shard: Shard) -> ShardReader:
-        if shard in self._readers:
-            self._readers.move_to_end(shard)
-            return self._readers[shard]
+    def _reader(self, dataset: int, number: int) -> ShardReader:
+        reader = self._readers.get((dataset, number))
+        if reader is not None:
+            self._readers.move_to_end((dataset, number))
+            return reader
+        shard = self._shards[dataset][number]
         try:
             reader = _open(shard, self._cache)
         except OSError as error:
             raise InputError(f"shard {shard.place}: {error.strerror}; bring it back and start again") from error
-        self._readers[shard] = reader
+        self._readers[dataset, number] = reader
         if len(self._readers) > MAX_OPEN:
             self._readers.popitem(last=False)[1].close()
         return reader
@@ -154,8 +164,8 @@ class PositionDataset(Dataset[Batch]):
     def _let_go(self) -> None:
         """Close what left the cache: its bytes stay on disk while it is open."""
         if self.has_remote:
-            for shard in [shard for shard, reader in self._readers.items() if reader.is_deleted()]:
-                self._readers.pop(shard).close()
+            for place in [place for place, reader in self._readers.items() if reader.is_deleted()]:
+                self._readers.pop(place).close()
 
 
 def _open(shard: Shard, cache: ShardCache) -> ShardReader:

@@ -32,8 +32,8 @@ def load_index(path: Path, identity: str = "") -> np.ndarray:
         identity: of its content, where it is certain; else path, size and time tell.
 
     Returns:
-        (n,) structured, one row per sample in the order of the tar: `key` (bytes), then first and last byte of each
-        member, `<extension>` and `<extension> end`; both are 0 where a sample lacks it. Mapped from disk.
+        (n,) structured, one row per sample in the order of the tar: `key` (bytes), `start` and `end` of all of it, then
+        of each member, `<extension>` and `<extension> end`; both are 0 where a sample lacks it. Mapped from disk.
 
     Raises:
         InputError: not a tar, or the cache cannot be written.
@@ -44,8 +44,7 @@ def load_index(path: Path, identity: str = "") -> np.ndarray:
     kept = cache_folder() / "index" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
     if not kept.exists():
         _save(scan(path), kept)
-    index: np.ndarray = np.load(kept, mmap_mode="r")
-    return index
+    return np.asarray(np.load(kept, mmap_mode="r"))  # memmap's own indexing is slow
 
 
 def _save(index: np.ndarray, path: Path) -> None:
@@ -74,12 +73,13 @@ def scan(path: Path) -> np.ndarray:
     samples = [(key, list(some)) for key, some in groupby(named, key=lambda member: member[0])]
     extensions = sorted({extension for _, some in samples for _, extension, _, _ in some})
     width = max((len(key.encode()) for key, _ in samples), default=1)
-    fields = [(name, np.int64) for extension in extensions for name in (extension, f"{extension} end")]
-    index = np.zeros(len(samples), dtype=[("key", f"S{width}"), *fields])
+    names = ["start", "end", *(name for extension in extensions for name in (extension, f"{extension} end"))]
+    index = np.zeros(len(samples), dtype=[("key", f"S{width}"), *((name, np.int64) for name in names)])
     for row, (key, some) in enumerate(samples):
         spans = {extension: (start, end) for _, extension, start, end in some}
-        flat = (edge for extension in extensions for edge in spans.get(extension, (0, 0)))
-        index[row] = (key.encode(), *flat)
+        edges = (edge for extension in extensions for edge in spans.get(extension, (0, 0)))
+        whole = min(start for start, _ in spans.values()), max(end for _, end in spans.values())
+        index[row] = (key.encode(), *whole, *edges)
     return index
 
 

@@ -25,7 +25,7 @@ from sharding.manifest import ShardInfo, Split
 from sharding.plan import Plan, source_store
 from sharding.policy import Job
 from sharding.recording import Reason
-from sharding.sample import Meta, SourceKind, name_members
+from sharding.sample import Meta, SourceKind, extensions_of, name_members
 from sharding.store import Store
 from sharding.writer import write_shard
 
@@ -53,9 +53,7 @@ class _Frame(NamedTuple):
     split: Split
     source: int  # line of the unit's outcomes
     offset: int
-    num_jpg: int  # bytes
-    num_json: int
-    num_png: int
+    lengths: tuple[int, ...]  # bytes of its members, in their order
 
 
 def outcomes_name(unit: int) -> str:
@@ -123,7 +121,7 @@ class _Unit:
         local = self._source.fetch(name, self._folder / "source")
         mask = None if label.mask is None else self._source.fetch(label.mask, self._folder / "mask")
         policy = self._job.policy
-        task = Task(local, name, policy.choice, policy.pixels, policy.profiles, mask)
+        task = Task(local, name, policy.choice, policy.pixels, policy.profiles, policy.codec, mask)
         for converted in converter.convert(task):
             self._keep(converted, label)
 
@@ -136,7 +134,7 @@ class _Unit:
             notes = sum((Counter(clip.notes) for clip in converted.clips), Counter[str]())
             line |= {
                 "outcome": "accepted",
-                "frames": sum(len(clip.jpgs) for clip in converted.clips),
+                "frames": sum(len(clip.frames) for clip in converted.clips),
                 "certificates": Counter(clip.certificate for clip in converted.clips),
                 "notes": {name: count for name, count in notes.items() if count},
                 "clips": [self._keep_clip(*numbered, converted, label) for numbered in enumerate(converted.clips)],
@@ -154,13 +152,13 @@ class _Unit:
     def _keep_clip(self, number: int, clip: EncodedClip, converted: Converted, label: Label) -> str:
         """Spool the samples of a clip; returns its pseudonym."""
         meta = self._meta(number, clip, converted, label)
-        split = self._split(label.group or converted.patient)
-        for row, (frame_id, jpg) in enumerate(zip(clip.frame_ids, clip.jpgs, strict=True)):
+        split, codec = self._split(label.group or converted.patient), self._job.policy.codec
+        for row, (frame_id, frame) in enumerate(zip(clip.frame_ids, clip.frames, strict=True)):
             time_ms = None if clip.times_ms is None else clip.times_ms[row]
             key = self._pseudonyms.of("frame", f"{meta.clip}-{frame_id}")
-            members = name_members(key, replace(meta, frame=frame_id, time_ms=time_ms), jpg, clip.region_png)
-            lengths = [len(data) for data in members.values()]
-            self._frames.append(_Frame(key, split, len(self.lines), self._spool.tell(), *lengths))
+            members = name_members(key, replace(meta, frame=frame_id, time_ms=time_ms), frame, clip.region_png, codec)
+            lengths = tuple(map(len, members.values()))
+            self._frames.append(_Frame(key, split, len(self.lines), self._spool.tell(), lengths))
             self._spool.writelines(members.values())
         return meta.clip
 
@@ -208,9 +206,8 @@ class _Unit:
 
     def _members(self, frame: _Frame) -> Iterator[tuple[str, bytes]]:
         self._spool.seek(frame.offset)
-        yield f"{frame.key}.jpg", self._spool.read(frame.num_jpg)
-        yield f"{frame.key}.json", self._spool.read(frame.num_json)
-        yield f"{frame.key}.region.png", self._spool.read(frame.num_png)
+        for extension, length in zip(extensions_of(self._job.policy.codec), frame.lengths, strict=True):
+            yield f"{frame.key}.{extension}", self._spool.read(length)
 
     def progress(self, number: int) -> Progress:
         """Counts of this unit."""
@@ -220,7 +217,7 @@ class _Unit:
 
 def _parts(frames: list[_Frame], shard_bytes: int) -> Iterator[list[_Frame]]:
     """Cut frames into as few equal parts as keep each tar below its size."""
-    total = sum(frame.num_jpg + frame.num_json + frame.num_png for frame in frames)
+    total = sum(sum(frame.lengths) for frame in frames)
     num_parts = -(-total // shard_bytes)
     for part in range(num_parts):
         some = frames[part * len(frames) // num_parts : (part + 1) * len(frames) // num_parts]

@@ -11,7 +11,7 @@ from sharding.deidentify import is_allowed
 from sharding.manifest import ShardInfo, load_manifest
 from sharding.merge import samples_of
 from sharding.recording import InputError
-from sharding.sample import KEY, Meta, Sample, decode
+from sharding.sample import KEY, Codec, Meta, Sample, decode, extensions_of
 from sharding.store import Store
 from sharding.text import has_text
 
@@ -61,7 +61,7 @@ def verify(
     for shard in manifest.shards:
         _check_bytes(out, shard)
         _check_words(out, shard.name, forbidden)
-        yield shard, _check_samples(out, shard, text)
+        yield shard, _check_samples(out, shard, text, manifest.codec)
 
 
 def _check_words(out: Store, name: str, forbidden: re.Pattern[bytes] | None) -> None:
@@ -87,12 +87,12 @@ def _check_bytes(out: Store, shard: ShardInfo) -> None:
         )
 
 
-def _check_samples(out: Store, shard: ShardInfo, text: bool) -> int:
+def _check_samples(out: Store, shard: ShardInfo, text: bool, codec: Codec) -> int:
     path = out / shard.name
     keys: set[str] = set()
     clips: set[str] = set()
     for members in samples_of(out, shard.name):
-        sample = _check_sample(path, members)
+        sample = _check_sample(path, members, codec)
         if sample.key in keys:
             raise InputError(f"{path}: key {sample.key!r} occurs twice; readers would lose one of them")
         keys.add(sample.key)
@@ -107,7 +107,7 @@ def _check_samples(out: Store, shard: ShardInfo, text: bool) -> int:
 _VOUCHED = {"public", "as_is"}
 
 
-def _check_sample(path: str, members: list[tuple[str, bytes]]) -> Sample:
+def _check_sample(path: str, members: list[tuple[str, bytes]], codec: Codec) -> Sample:
     parts = {name.partition(".")[2]: data for name, data in members}
     key = members[0][0].partition(".")[0]
     if not KEY.fullmatch(key) or "" in parts:
@@ -123,8 +123,9 @@ def _check_sample(path: str, members: list[tuple[str, bytes]]) -> Sample:
         raise InputError(f"{path}: {error}") from error
     if not is_allowed(sample.meta.manufacturer, sample.meta.body_part):
         raise InputError(f"{path}: sample {key}: manufacturer or body_part of its json is not in the closed tables")
-    if unknown := set(parts) - {"jpg", "json", "region.png"}:
-        raise InputError(f"{path}: sample {key}: member .{sorted(unknown)[0]} is not one of jpg, json, region.png")
+    if unknown := set(parts) - set(extensions_of(codec)):
+        known = ", ".join(extensions_of(codec))
+        raise InputError(f"{path}: sample {key}: member .{sorted(unknown)[0]} is not one of {known}")
     return sample
 
 

@@ -36,7 +36,7 @@ def test_a_file_becomes_encoded_clips(recording: Path, tmp_path: Path) -> None:
     with Converter(Limits(), tmp_path) as converter:
         [converted] = converter.convert(task_of(recording))
     assert converted.refusal is None
-    assert [len(clip.jpgs) for clip in converted.clips] == [3]
+    assert [len(clip.frames) for clip in converted.clips] == [3]
 
 
 def test_a_child_that_is_killed_costs_nothing(recording: Path, tmp_path: Path) -> None:

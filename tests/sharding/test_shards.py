@@ -4,6 +4,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,15 +16,16 @@ from hypothesis import strategies as st
 
 from sharding.deidentify import Pseudonyms, allowed_tags, load_key
 from sharding.manifest import Manifest, ShardInfo, load_manifest
+from sharding.policy import Policy
 from sharding.preprocess import to_square
 from sharding.reader import ShardReader
-from sharding.recording import InputError
+from sharding.recording import FrameChoice, InputError
 from sharding.report import contact_sheet
-from sharding.sample import Meta, Sample, decode, encode, name_members
+from sharding.sample import Meta, Sample, decode, decode_region, encode, encode_region, name_members
 from sharding.store import Store
 from sharding.verify import load_forbidden, verify
 from sharding.writer import _header, write_shard
-from tests.conftest import KEY
+from tests.conftest import KEY, make_shards
 
 
 def test_verify_names_the_shard_with_a_flipped_byte(shards: Path, tmp_path: Path) -> None:
@@ -210,3 +212,56 @@ def test_headers_are_those_of_tarfile(name: str, num_bytes: int) -> None:
 def test_a_member_that_ustar_cannot_hold_is_refused() -> None:
     with pytest.raises(ValueError, match="names of 100 bytes and sizes below 8 GiB"):
         _header("a" * 101, 1)
+
+
+@given(rows=st.integers(1, 40), columns=st.integers(1, 40), seed=st.integers(0, 99), is_ours=st.booleans())
+def test_regions_are_read_as_opencv_reads_them(rows: int, columns: int, seed: int, is_ours: bool) -> None:
+    region = np.random.default_rng(seed).random((rows, columns)) > 0.5
+    png = encode_region(region) if is_ours else cv2.imencode(".png", region * np.uint8(255))[1].tobytes()
+    assert (cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE) > 0).tolist() == region.tolist()
+    read = decode_region(png)
+    assert (read is not None) == is_ours
+    assert read is None or (read == region).all()
+    assert decode_region(png[:-20]) is None or is_ours
+    assert decode_region(png[:30]) is None
+
+
+@given(rows=st.integers(1, 40), columns=st.integers(1, 40), seed=st.integers(0, 99))
+def test_zstd_samples_are_exact(rows: int, columns: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    region = rng.random((rows, columns)) > 0.3
+    frame = rng.integers(0, 256, region.shape, np.uint8) * region
+    meta = Meta("set", "clip", 0, (2, 200), source_kind="image", certificate="tag")
+    members = encode(Sample("k", frame, region, meta), "zstd")
+    assert list(members) == ["k.json", "k.region.png", "k.zst"]
+    read = decode("k", {name.partition(".")[2]: data for name, data in members.items()})
+    assert (read.frame == frame).all()
+    assert (read.region == region).all()
+
+
+def test_a_wrong_zstd_member_is_named() -> None:
+    region = np.ones((4, 5), bool)
+    meta = Meta("set", "clip", 0, (2, 200), source_kind="image", certificate="tag")
+    members = encode(Sample("k", region.astype(np.uint8), region, meta), "zstd")
+    parts = {name.partition(".")[2]: data for name, data in members.items()}
+    with pytest.raises(ValueError, match=r"sample k: \.zst \(3 bytes\) does not decode"):
+        decode("k", parts | {"zst": b"abc"})
+    with pytest.raises(ValueError, match=r"holds 20 grey levels, the region is \(4, 6\)"):
+        decode("k", parts | {"region.png": encode_region(np.ones((4, 6), bool))})
+
+
+def test_a_zstd_job_has_the_frames_of_a_jpeg_job_without_its_loss(labelled: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in sorted(labelled.rglob("*.dcm"))[:3]:
+        shutil.copy(path, source)
+    policy = Policy("set", FrameChoice(max_frames=2), val_share=0.0)
+    jpeg = make_shards(source, tmp_path / "jpeg", policy)
+    zstd = make_shards(source, tmp_path / "zstd", replace(policy, codec="zstd"))
+    assert load_manifest(zstd).codec == "zstd"
+    assert sum(count for _, count in verify(zstd)) == load_manifest(jpeg).num_samples() > 0
+    for info in load_manifest(zstd).shards:
+        for ours, theirs in zip(ShardReader(zstd / info.name), ShardReader(jpeg / info.name), strict=True):
+            assert (ours.key, ours.meta) == (theirs.key, theirs.meta)
+            assert (ours.region == theirs.region).all()
+            assert 0 < np.abs(ours.frame.astype(int) - theirs.frame).mean() < 3

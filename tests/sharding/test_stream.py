@@ -118,7 +118,7 @@ def test_data_that_looks_like_headers_is_data(
             tar.add(folder / "member", f"s{number}.bin")
     with tarfile.open(path) as tar:
         wanted = [(m.name.split(".")[0], m.offset_data, m.offset_data + m.size) for m in tar]
-    assert [(key.decode(), start, end) for key, start, end in scan(path).tolist()] == wanted
+    assert [(key.decode(), start, end) for key, start, end, *_ in scan(path).tolist()] == wanted
 
 
 def test_what_is_no_tar_is_named(tmp_path: Path) -> None:
