@@ -6,7 +6,7 @@ us-jepa preview OUT         contact sheet
 us-jepa pretrain --config   the same as `deepspeed train/pretrain.py`
 us-jepa probe RUN --data    linear probe: random init, teacher, student
 us-jepa demo                all of it, on generated and real recordings, in minutes
-us-jepa doctor              is this machine ready?
+us-jepa doctor [SHARDS]     is this machine ready, and does the stream keep up?
 """
 
 import argparse
@@ -60,8 +60,16 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="the whole line in minutes")
     demo.add_argument("--out", type=Path, default=Path("build/demo"), help="(%(default)s)")
     demo.set_defaults(command=_demo)
-    doctor = commands.add_parser("doctor", help="check this machine and, if given, shard directories")
-    doctor.add_argument("shards", type=Path, nargs="*")
+    doctor = commands.add_parser(
+        "doctor",
+        help="check this machine and, if given, data sets: does the stream keep up?",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    doctor.add_argument("shards", nargs="*", help="data sets, as data.shards takes them: folders, tars, URLs")
+    doctor.add_argument("--ranks", type=int, default=1, help="GPUs of the run")
+    doctor.add_argument("--workers", type=int, default=2, help="decoding processes per GPU, run.num_workers")
+    doctor.add_argument("--need", type=float, default=500, metavar="RATE", help="frames/s that one GPU takes")
+    doctor.add_argument("--cap", type=int, default=0, help="data.cap; 0: none")
     doctor.set_defaults(command=_doctor)
     return parser
 
@@ -192,7 +200,7 @@ def _demo(args: argparse.Namespace) -> int:
 def _doctor(args: argparse.Namespace) -> int:
     from pipeline.doctor import examine
 
-    return examine(args.shards)
+    return examine(args.shards, args.ranks, args.workers, args.need, args.cap)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from sharding.order import Order, slice_of_rank
 from sharding.prefetch import Prefetcher
 from sharding.recording import InputError
 from sharding.shard import Shard
-from sharding.stream import MAX_OPEN, Batch, PositionDataset
+from sharding.stream import MAX_OPEN, Batch, Packed, PositionDataset
 
 _SECONDS = 600  # that a batch may take
 
@@ -73,25 +73,27 @@ def micro_batches(dataset: PositionDataset, cfg: StreamConfig, start: int) -> It
                 raise InputError(f"rank {cfg.rank}: {batch}")
             if prefetcher is not None:
                 prefetcher.reached(start + number // num_per_step)
-            yield batch
+            yield batch.unpack()
     finally:
         if prefetcher is not None:
             prefetcher.close()
 
 
 def _named(
-    loader: "DataLoader[Batch]", dataset: PositionDataset, cfg: StreamConfig, start: int
-) -> Iterator[Batch | InputError]:
+    loader: "DataLoader[Packed]", dataset: PositionDataset, cfg: StreamConfig, start: int
+) -> Iterator[Packed | InputError]:
     """What a loader yields; a worker that dies or stops is said with its rank and shards."""
     step = start
     try:
         for number, batch in enumerate(loader):
             step = start + (number + 1) // len(_of_rank(dataset.order, cfg, start))
             yield batch
-    except RuntimeError as error:
+    except (RuntimeError, OSError, EOFError) as error:  # of a dead worker: torch's own, or of the pipe to it
         positions = _of_rank(dataset.order, cfg, step).ravel()
         shards = ", ".join(shard.place for shard in dataset.shards_of(positions[positions >= 0])[:3])
-        raise RuntimeError(f"rank {cfg.rank}, step {step}, shards {shards}, ...: {error}") from error
+        raise RuntimeError(
+            f"rank {cfg.rank}, step {step}, shards {shards}, ...: a decoding process died or stopped ({error})"
+        ) from error
 
 
 def _prefetcher(dataset: PositionDataset, cfg: StreamConfig, start: int) -> Prefetcher | None:

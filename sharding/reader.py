@@ -1,7 +1,9 @@
 """The samples of one tar by index, ours or anybody's."""
 
+import mmap
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +11,14 @@ import numpy as np
 from sharding.sample import Meta, Sample, decode, decode_grey
 from sharding.tar_index import load_index
 
-_PICTURES = ("jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp")
+_PICTURES = {"jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp"}
 
 
 class BadSampleError(ValueError):
     """A sample cannot be read.
 
     Args:
-        cause: `missing`, `truncated` or `undecodable`: what a run counts.
+        cause: `missing` or `undecodable`: what a run counts.
         message: where and what.
 
     """
@@ -41,9 +43,10 @@ class ShardReader:
     def __init__(self, path: Path, identity: str = "") -> None:
         self._path = path
         self._index = load_index(path, identity)
-        self._extensions = (self._index.dtype.names or ())[3::2]
-        # Read, not mapped: a file that is cut short under way would kill the process.
-        self._file = os.open(path, os.O_RDONLY)
+        self._extensions = (self._index.dtype.names or ())[1::2]
+        with path.open("rb") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._inode = os.fstat(file.fileno()).st_ino
 
     def __len__(self) -> int:
         return len(self._index)
@@ -56,27 +59,27 @@ class ShardReader:
 
     def close(self) -> None:
         """Let go of the file."""
-        os.close(self._file)
+        self._bytes.close()
 
     def is_deleted(self) -> bool:
-        """Whether the file has no name any more."""
-        return os.fstat(self._file).st_nlink == 0
+        """Whether the file is not under its name any more."""
+        try:
+            return self._path.stat().st_ino != self._inode
+        except FileNotFoundError:
+            return True
 
     def raw(self, index: int) -> tuple[str, dict[str, bytes]]:
-        """Key and members by extension, as they lie in the tar, with one read.
+        """Key and members by extension, as they lie in the tar.
 
         Raises:
-            BadSampleError: the index is beyond the tar, or the file ends early.
+            BadSampleError: the index is beyond the tar.
 
         """
         if index >= len(self._index):
             raise BadSampleError("missing", f"shard {self._path}: sample {index} of {len(self._index)}")
-        key, base, end, *edges = self._index[index].item()
-        data = os.pread(self._file, end - base, base)
-        if len(data) < end - base:
-            raise BadSampleError("truncated", f"shard {self._path}: ends inside sample {key.decode()}")
+        key, *edges = self._index.item(index)
         spans = zip(self._extensions, edges[0::2], edges[1::2], strict=True)
-        return key.decode(), {name: data[start - base : stop - base] for name, start, stop in spans if start}
+        return key.decode(), {name: self._bytes[start:end] for name, start, end in spans if end}
 
     def __getitem__(self, index: int) -> Sample:
         """A decoded sample.
@@ -97,9 +100,14 @@ class ShardReader:
 
 def _decode_picture(key: str, members: dict[str, bytes]) -> Sample:
     """A picture of a stranger's shard: kept whole, its grey levels as they are."""
-    extension = next((name for name in _PICTURES if name in members), None)
-    if extension is None:
-        raise ValueError(f"sample {key}: no picture; it has {sorted(members)}, known are {', '.join(_PICTURES)}")
+    extension = min(members.keys() & _PICTURES, default="")
+    if not extension:
+        raise ValueError(f"sample {key}: no picture; it has {sorted(members)}, known are {sorted(_PICTURES)}")
     frame = decode_grey(key, extension, members[extension])
     meta = Meta("unknown", key, 0, (0, 255), source_kind="image", certificate="public")
-    return Sample(key, frame, np.broadcast_to(np.True_, frame.shape), meta)
+    return Sample(key, frame, _everywhere(frame.shape), meta)
+
+
+@lru_cache(maxsize=64)
+def _everywhere(shape: tuple[int, ...]) -> np.ndarray:
+    return np.broadcast_to(np.True_, shape)

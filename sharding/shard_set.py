@@ -17,6 +17,7 @@ from sharding.shard import Shard
 from sharding.store import Store
 from sharding.tar_index import cache_folder, load_index
 
+_MANY = 100  # tars, to show a bar
 _Place = TypeVar("_Place", str, Path)
 
 
@@ -81,7 +82,7 @@ def _is_foreign(place: str) -> bool:
 
 
 def _bar(places: list[_Place]) -> Iterable[_Place]:
-    return track(places, description="count samples", transient=True)
+    return track(places, description="count samples", transient=True) if len(places) >= _MANY else places
 
 
 def _foreign(place: str, shards: list[Shard]) -> ShardSet:

@@ -7,6 +7,7 @@ side of the canvas in pixels.
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import pairwise, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from sharding.sample import Sample
 from sharding.shard import Shard
 from sharding.shard_set import ShardSet
 
-CAUSES = ("missing", "truncated", "undecodable")  # of a bad sample
+CAUSES = ("missing", "undecodable")  # of a bad sample
 MAX_OPEN = 4096  # shards per worker
 
 
@@ -34,7 +35,7 @@ class Batch(NamedTuple):
         regions: (B, 1, S, S) uint8, 0 or 255.
         positions: (B,) int64 global sample positions, -1 for a row of padding and for a bad sample: both have weight 0.
         key_hashes: (B,) int64 below 2^32, of position and key; 0 where the position is -1.
-        num_bad: (3,) int64 bad samples by cause, in the order of CAUSES.
+        num_bad: (2,) int64 bad samples by cause, in the order of CAUSES.
 
     """
 
@@ -45,7 +46,20 @@ class Batch(NamedTuple):
     num_bad: torch.Tensor
 
 
-class PositionDataset(Dataset[Batch]):
+class Packed(NamedTuple):
+    """A batch on its way from a worker: each tensor costs a connection of its own, arrays go with the message."""
+
+    squares: torch.Tensor
+    positions: np.ndarray
+    key_hashes: np.ndarray
+    num_bad: np.ndarray
+
+    def unpack(self) -> Batch:
+        """The batch."""
+        return Batch(self.squares[:, :1], self.squares[:, 1:], *map(torch.from_numpy, self[1:]))
+
+
+class PositionDataset(Dataset[Packed]):
     """Global sample positions -> what stands there, squared to the canvas.
 
     Args:
@@ -108,8 +122,11 @@ class PositionDataset(Dataset[Batch]):
         places = self.order.at(positions)
         self._let_go()
         rows = np.lexsort((places.indices, places.shards, places.datasets))
-        for row, *shard, index in zip(rows.tolist(), *(column[rows].tolist() for column in places), strict=True):
-            yield row, self._reader(*shard), index
+        datasets, shards, indices = (column[rows] for column in places)
+        begins = np.flatnonzero(np.diff(datasets, prepend=-1) | np.diff(shards, prepend=-1)).tolist()
+        for begin, end in pairwise([*begins, len(rows)]):
+            reader = self._reader(int(datasets[begin]), int(shards[begin]))
+            yield from zip(rows[begin:end].tolist(), repeat(reader), indices[begin:end].tolist())
 
     def shards_of(self, positions: np.ndarray) -> list[Shard]:
         """Shards that hold the samples at positions (P,), each once, in the order of first need."""
@@ -117,10 +134,10 @@ class PositionDataset(Dataset[Batch]):
         pairs = zip(places.datasets.tolist(), places.shards.tolist(), strict=True)
         return [self._shards[dataset][shard] for dataset, shard in dict.fromkeys(pairs)]
 
-    def __getitems__(self, positions: Sequence[int]) -> Batch | InputError:
+    def __getitems__(self, positions: Sequence[int]) -> Packed | InputError:
         """A micro batch; an error travels as it is, because a worker would wrap it in its traceback."""
         try:
-            return self.batch(np.array(positions))
+            return self._pack(np.array(positions))
         except InputError as error:
             return error
 
@@ -131,6 +148,9 @@ class PositionDataset(Dataset[Batch]):
             InputError: a shard cannot be read at all.
 
         """
+        return self._pack(positions).unpack()
+
+    def _pack(self, positions: np.ndarray) -> Packed:
         squares = np.zeros((len(positions), 2, self._canvas, self._canvas), np.uint8)
         kept, hashes = np.full_like(positions, -1), np.zeros_like(positions)
         num_bad = np.zeros(len(CAUSES), np.int64)
@@ -143,8 +163,7 @@ class PositionDataset(Dataset[Batch]):
             kept[row], hashes[row] = positions[row], _hash(int(positions[row]), sample.key)
             frame = stretch(sample.frame, sample.region, sample.meta.percentiles)
             squares[row] = to_square(frame, sample.region, self._canvas)
-        both = torch.from_numpy(squares)
-        return Batch(both[:, :1], both[:, 1:], *map(torch.from_numpy, (kept, hashes, num_bad)))
+        return Packed(torch.from_numpy(squares), kept, hashes, num_bad)
 
     def _reader(self, dataset: int, number: int) -> ShardReader:
         reader = self._readers.get((dataset, number))

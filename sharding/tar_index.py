@@ -4,6 +4,7 @@ import hashlib
 import os
 import secrets
 import tarfile
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
@@ -32,16 +33,21 @@ def load_index(path: Path, identity: str = "") -> np.ndarray:
         identity: of its content, where it is certain; else path, size and time tell.
 
     Returns:
-        (n,) structured, one row per sample in the order of the tar: `key` (bytes), `start` and `end` of all of it, then
-        of each member, `<extension>` and `<extension> end`; both are 0 where a sample lacks it. Mapped from disk.
+        (n,) structured, one row per sample in the order of the tar: `key` (bytes), then first and last byte of each
+        member, `<extension>` and `<extension> end`; both are 0 where a sample lacks it. Mapped from disk.
 
     Raises:
         InputError: not a tar, or the cache cannot be written.
 
     """
     status = path.stat()
-    identity = identity or f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-    kept = cache_folder() / "index" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
+    place = f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
+    return _load(path, identity or place, cache_folder())
+
+
+@lru_cache(maxsize=256)  # counted, then opened
+def _load(path: Path, identity: str, folder: Path) -> np.ndarray:
+    kept = folder / "index" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
     if not kept.exists():
         _save(scan(path), kept)
     return np.asarray(np.load(kept, mmap_mode="r"))  # memmap's own indexing is slow
@@ -73,13 +79,12 @@ def scan(path: Path) -> np.ndarray:
     samples = [(key, list(some)) for key, some in groupby(named, key=lambda member: member[0])]
     extensions = sorted({extension for _, some in samples for _, extension, _, _ in some})
     width = max((len(key.encode()) for key, _ in samples), default=1)
-    names = ["start", "end", *(name for extension in extensions for name in (extension, f"{extension} end"))]
-    index = np.zeros(len(samples), dtype=[("key", f"S{width}"), *((name, np.int64) for name in names)])
+    fields = [(name, np.int64) for extension in extensions for name in (extension, f"{extension} end")]
+    index = np.zeros(len(samples), dtype=[("key", f"S{width}"), *fields])
     for row, (key, some) in enumerate(samples):
         spans = {extension: (start, end) for _, extension, start, end in some}
         edges = (edge for extension in extensions for edge in spans.get(extension, (0, 0)))
-        whole = min(start for start, _ in spans.values()), max(end for _, end in spans.values())
-        index[row] = (key.encode(), *whole, *edges)
+        index[row] = (key.encode(), *edges)
     return index
 
 

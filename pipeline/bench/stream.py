@@ -8,15 +8,18 @@ what the others do on several ranks; their threads are refused more cores, too.
 """
 
 import argparse
+import itertools
+import math
 import os
 import statistics
+import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 import torch
 
@@ -29,10 +32,11 @@ from sharding.shard_set import find_shards
 from sharding.stream import PositionDataset
 
 _BATCH = 64  # of a resume and of a worker
-_STEP = 500  # samples of a step; divides the pass
+_STEP = 1000  # samples of a step; divides the pass
 _SIZE = 224  # pixels of a random crop
 _RESUME_AT = (1000, 4000, 7000)  # of 8,000 samples
 _CROP_SHARE = (0.6, 1.0)
+_LOG_ASPECT = math.log(4 / 3)
 
 Way = Callable[[], list[int]]  # one pass; the numbers of the samples that came
 
@@ -59,24 +63,24 @@ def main() -> None:
 
 def _bench_passes(folder: Path, num_samples: int, rounds: int) -> None:
     jpegs = read_samples(folder)
+    tars = folder / "tars"
     tables: dict[str, dict[str, Way]] = {
         "undecoded": {
-            "us-jepa": partial(_ours_raw, folder / "tars"),
-            "webdataset shuffle(5000)": partial(peers.webdataset_raw, folder / "tars"),
-            "litdata": partial(peers.litdata_raw, folder / "litdata"),
-            "mosaic streaming": partial(peers.mosaic_raw, folder / "mosaic"),
+            "us-jepa": _Ours(tars, lambda _: None),
+            "webdataset shuffle(5000)": peers.WebdatasetRaw(tars),
+            "litdata": peers.LitdataRaw(folder / "litdata"),
+            "mosaic streaming": peers.MosaicRaw(folder / "mosaic"),
         },
         "decoded": {
-            "us-jepa": partial(_ours_decoded, folder / "tars"),
-            "bare loop over bytes in memory": lambda: [int(_decode(jpeg)[0, 0] >= 0) * n for n, jpeg in jpegs.items()],
-            "webdataset, same decoder": partial(peers.webdataset_decoded, folder / "tars", _decode),
+            "us-jepa": _Ours(tars, lambda members: _decode(members["jpg"])),
+            "us-jepa, as samples with region and facts": _ours_samples(folder / "zstd"),
+            "bare loop over bytes in memory": lambda: [n for n, jpeg in jpegs.items() if len(_decode(jpeg))],
+            "webdataset, same decoder": peers.WebdatasetDecoded(tars, _decode),
         },
         f"train-ready: random crop to {_SIZE}, uint8": {
-            "us-jepa": partial(_ours_cropped, folder / "tars"),
-            "us-jepa, zstd with region": partial(_ours_cropped, folder / "zstd"),
-            "usual recipe: webdataset + PIL RGB + bicubic + float32 x 3": partial(
-                peers.webdataset_usual, folder / "tars", _SIZE
-            ),
+            "us-jepa": _Ours(tars, _Crop(lambda members: _decode(members["jpg"]))),
+            "us-jepa, zstd": _Ours(folder / "zstd", _Crop(_decode_zstd)),
+            "usual recipe: webdataset + PIL RGB + bicubic + float32 x 3": peers.WebdatasetUsual(tars, _SIZE),
         },
     }
     for title, ways in tables.items():
@@ -107,45 +111,55 @@ def open_tars(folder: Path, batch: int = _STEP, canvas: int = 256) -> PositionDa
     return PositionDataset([found], Mixture((counts,), 0, batch), canvas, ShardCache(folder, 0))
 
 
-def _steps(dataset: PositionDataset) -> Iterator[np.ndarray]:
-    return (dataset.order.of_step(step) for step in range(dataset.order.num_samples // _STEP))
+class _Ours:
+    """Pass after pass over a folder of tars, every sample through `work`."""
+
+    def __init__(self, folder: Path, work: Callable[[dict[str, bytes]], object]) -> None:
+        self._dataset, self._work, self._step = open_tars(folder), work, 0
+
+    def __call__(self) -> list[int]:
+        came, work, dataset = [], self._work, self._dataset
+        for _ in range(dataset.order.num_samples // _STEP):
+            for _, reader, index in dataset.located(dataset.order.of_step(self._step)):
+                key, members = reader.raw(index)
+                work(members)
+                came.append(int(key))
+            self._step += 1
+        return came
 
 
-def _ours_raw(folder: Path) -> list[int]:
+def _ours_samples(folder: Path) -> Way:
     dataset = open_tars(folder)
-    return [
-        int(reader.raw(index)[0]) for positions in _steps(dataset) for _, reader, index in dataset.located(positions)
-    ]
+    steps = range(dataset.order.num_samples // _STEP)
+    return lambda: [int(s.key) for step in steps for _, s in dataset.samples(dataset.order.of_step(step))]  # type: ignore[union-attr]
 
 
-def _ours_decoded(folder: Path) -> list[int]:
-    dataset = open_tars(folder)
-    return [int(sample.key) for positions in _steps(dataset) for _, sample in dataset.samples(positions)]  # type: ignore[union-attr]
-
-
-def _ours_cropped(folder: Path) -> list[int]:
-    dataset, rng, came = open_tars(folder), np.random.default_rng(0), []
-    for positions in _steps(dataset):
-        batch = np.empty((len(positions), _SIZE, _SIZE), np.uint8)
-        for row, sample in dataset.samples(positions):
-            batch[row] = _crop(sample.frame, rng)  # type: ignore[union-attr]
-            came.append(int(sample.key))  # type: ignore[union-attr]
-    return came
-
-
-def _crop(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+class _Crop:
     """Random resized crop, as the usual recipe does: share of the area, aspect 3:4 to 4:3."""
-    height, width = frame.shape
-    area, aspect = rng.uniform(*_CROP_SHARE) * height * width, np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-    h, w = min(height, round((area / aspect) ** 0.5)), min(width, round((area * aspect) ** 0.5))
-    top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-    cropped: np.ndarray = cv2.resize(frame[top : top + h, left : left + w], (_SIZE, _SIZE))
-    return cropped
+
+    def __init__(self, decode: Callable[[dict[str, bytes]], np.ndarray]) -> None:
+        self._decode = decode
+        self._draws = itertools.cycle(np.random.default_rng(0).random((4096, 4)).tolist())
+        self._target = np.empty((_SIZE, _SIZE), np.uint8)
+
+    def __call__(self, members: dict[str, bytes]) -> None:
+        frame = self._decode(members)
+        height, width = frame.shape
+        draws = next(self._draws)
+        area = (_CROP_SHARE[0] + (_CROP_SHARE[1] - _CROP_SHARE[0]) * draws[0]) * height * width
+        aspect = math.exp(_LOG_ASPECT * (2 * draws[1] - 1))
+        h, w = min(height, round((area / aspect) ** 0.5)), min(width, round((area * aspect) ** 0.5))
+        top, left = int(draws[2] * (height - h)), int(draws[3] * (width - w))
+        cv2.resize(frame[top : top + h, left : left + w], (_SIZE, _SIZE), self._target)
+
+
+def _decode_zstd(members: dict[str, bytes]) -> np.ndarray:
+    width, height = struct.unpack_from(">II", members["region.png"], 16)
+    return np.frombuffer(imagecodecs.zstd_decode(members["zst"], out=width * height), np.uint8).reshape(height, width)
 
 
 def _decode(jpeg: bytes) -> np.ndarray:
-    frame: np.ndarray = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
-    return frame
+    return np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE))
 
 
 def _bench_resume(folder: Path, rounds: int) -> None:

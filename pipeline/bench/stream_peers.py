@@ -35,31 +35,48 @@ def _webdataset(folder: Path) -> Any:  # noqa: ANN401 - webdataset has no types
     return webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0).shuffle(_SHUFFLE, rng=random.Random(0))
 
 
-def webdataset_raw(folder: Path) -> list[int]:
+class WebdatasetRaw:
     """Samples as bytes, through the shuffle buffer."""
-    return [int(sample["__key__"]) for sample in _webdataset(folder)]
+
+    def __init__(self, folder: Path) -> None:
+        self._pipeline = _webdataset(folder)
+
+    def __call__(self) -> list[int]:
+        """One pass: the numbers of the samples that came."""
+        return [int(sample["__key__"]) for sample in self._pipeline]
 
 
-def webdataset_decoded(folder: Path, decode: _Decode) -> list[int]:
+class WebdatasetDecoded:
     """Samples decoded by the same function as ours."""
-    return [key for key, _ in _webdataset(folder).map(lambda s: (int(s["__key__"]), decode(s["jpg"])))]
+
+    def __init__(self, folder: Path, decode: _Decode) -> None:
+        self._pipeline = _webdataset(folder).map(lambda s: (int(s["__key__"]), decode(s["jpg"])))
+
+    def __call__(self) -> list[int]:
+        """One pass: the numbers of the samples that came."""
+        return [key for key, _ in self._pipeline]
 
 
-def webdataset_usual(folder: Path, size: int) -> list[int]:
+class WebdatasetUsual:
     """The recipe of most papers: PIL, RGB, torchvision's crop, float32."""
-    augment = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(size, (0.6, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.ToTensor(),
-            transforms.Normalize([0.5] * 3, [0.5] * 3),
-        ]
-    )
 
-    def ready(sample: dict[str, Any]) -> tuple[int, Any]:
+    def __init__(self, folder: Path, size: int) -> None:
+        self._augment = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(size, (0.6, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
+                transforms.ToTensor(),
+                transforms.Normalize([0.5] * 3, [0.5] * 3),
+            ]
+        )
+        self._pipeline = _webdataset(folder).map(self._ready)
+
+    def _ready(self, sample: dict[str, Any]) -> tuple[int, Any]:
         picture = Image.open(io.BytesIO(sample["jpg"])).convert("RGB")
-        return int(sample["__key__"]), augment(picture)
+        return int(sample["__key__"]), self._augment(picture)
 
-    return [key for key, _ in _webdataset(folder).map(ready)]
+    def __call__(self) -> list[int]:
+        """One pass: the numbers of the samples that came."""
+        return [key for key, _ in self._pipeline]
 
 
 def webdataset_resume(folder: Path, decode: _Decode, at: int, batch: int) -> None:
@@ -85,9 +102,15 @@ class _LitItem:
         return {"number": number, "jpg": self._jpegs[number]}
 
 
-def litdata_raw(folder: Path) -> list[int]:
+class LitdataRaw:
     """Items as bytes, shuffled."""
-    return [int(item["number"]) for item in LitDataset(str(folder), shuffle=True, seed=0)]
+
+    def __init__(self, folder: Path) -> None:
+        self._dataset = LitDataset(str(folder), shuffle=True, seed=0)
+
+    def __call__(self) -> list[int]:
+        """One pass: the numbers of the samples that came."""
+        return [int(item["number"]) for item in self._dataset]
 
 
 def write_mosaic(folder: Path, jpegs: dict[int, bytes]) -> None:
@@ -97,6 +120,12 @@ def write_mosaic(folder: Path, jpegs: dict[int, bytes]) -> None:
             writer.write({"number": number, "jpg": jpeg})
 
 
-def mosaic_raw(folder: Path) -> list[int]:
+class MosaicRaw:
     """Samples as bytes, shuffled, as one rank without workers."""
-    return [int(s["number"]) for s in MosaicDataset(local=str(folder), shuffle=True, batch_size=64, shuffle_seed=0)]
+
+    def __init__(self, folder: Path) -> None:
+        self._dataset = MosaicDataset(local=str(folder), shuffle=True, batch_size=64, shuffle_seed=0)
+
+    def __call__(self) -> list[int]:
+        """One pass: the numbers of the samples that came."""
+        return [int(sample["number"]) for sample in self._dataset]

@@ -1,10 +1,12 @@
 """The stream: any topology gives the same batches, strangers' tars are read, bad samples are counted."""
 
+import itertools
 import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import webdataset
@@ -118,7 +120,7 @@ def test_data_that_looks_like_headers_is_data(
             tar.add(folder / "member", f"s{number}.bin")
     with tarfile.open(path) as tar:
         wanted = [(m.name.split(".")[0], m.offset_data, m.offset_data + m.size) for m in tar]
-    assert [(key.decode(), start, end) for key, start, end, *_ in scan(path).tolist()] == wanted
+    assert [(key.decode(), start, end) for key, start, end in scan(path).tolist()] == wanted
 
 
 def test_what_is_no_tar_is_named(tmp_path: Path) -> None:
@@ -146,24 +148,29 @@ def test_bad_samples_are_counted_by_cause_and_weigh_nothing(copy: Path, tmp_path
     assert 0 < bad.sum() < 12
     batch = open_stream([str(copy)], tmp_path, batch=12).batch(dataset.order.of_step(0))
     assert dict(zip(CAUSES, batch.num_bad.tolist(), strict=True)) == {
-        "missing": 0, "truncated": 0, "undecodable": bad.sum(),
+        "missing": 0, "undecodable": bad.sum(),
     }  # fmt: skip
     assert ((batch.positions < 0).numpy() == bad).all()
     assert not batch.regions[bad].any()
     assert torch.equal(batch.frames[~bad], whole.frames[~bad])
 
 
-def test_a_tar_cut_short_under_way_is_a_bad_sample_not_a_crash(copy: Path) -> None:
+def test_a_tar_that_holds_less_than_its_manifest_says(copy: Path, tmp_path: Path) -> None:
+    """Samples that are not there are bad; a tar that ends inside a sample is no tar."""
     path = copy / load_manifest(copy).shards[0].name
+    dataset = open_stream([str(copy)], tmp_path)
+    whole, index = path.read_bytes(), load_index(path)
+    path.write_bytes(whole[: index["jpg"][5] - 512] + bytes(1024))
     with ShardReader(path) as reader:
-        last = len(reader) - 1
-        with path.open("r+b") as file:
-            file.truncate(2048)
-        with pytest.raises(BadSampleError, match="ends inside sample") as caught:
-            reader[last]
-        assert caught.value.cause == "truncated"
-        with pytest.raises(BadSampleError, match=rf"sample {last + 1} of {last + 1}"):
-            reader[last + 1]
+        assert len(reader) == 5
+        with pytest.raises(BadSampleError, match=r"train-00000-000\.tar: sample 5 of 5") as caught:
+            reader[5]
+        assert caught.value.cause == "missing"
+    num = dataset.order.num_samples
+    assert dataset.batch(np.arange(num)).num_bad.tolist() == [len(index) - 5, 0]
+    path.write_bytes(whole[: index["jpg"][5] + 10])
+    with pytest.raises(InputError, match="not an uncompressed tar"):
+        ShardReader(path)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -173,3 +180,15 @@ def test_a_shard_that_is_gone_stops_the_run_in_one_sentence(copy: Path, tmp_path
         path.unlink()
     with pytest.raises(InputError, match=r"^rank 1: shard .*\.tar: No such file or directory; bring it back"):
         next(micro_batches(dataset, StreamConfig(4, 1, 2, num_workers), 0))
+
+
+def test_a_worker_that_dies_is_said_with_its_rank_and_shards(dataset: PositionDataset) -> None:
+    mine = psutil.Process()
+    before = {child.pid for child in mine.children(recursive=True)}
+    batches = micro_batches(dataset, StreamConfig(4, 1, 2, 1), 3)
+    next(batches)
+    for child in mine.children(recursive=True):
+        if child.pid not in before and "forkserver" in " ".join(child.cmdline()) and not child.children():
+            child.kill()
+    with pytest.raises(RuntimeError, match=r"^rank 1, step \d+, shards \S+\.tar.*: a decoding process died"):
+        list(itertools.islice(batches, 10))
