@@ -109,7 +109,8 @@ def _prefetcher(dataset: PositionDataset, cfg: StreamConfig, start: int) -> Pref
     if num_bytes > max_bytes:
         raise InputError(
             f"cache {dataset.cache.folder}: step {start} needs shards of {num_bytes} bytes on rank {cfg.rank}, whose "
-            f"part of the cache is {max_bytes}; enlarge run.cache_gib, or set data.window to a few shards' samples"
+            f"part of the cache is {max_bytes}; enlarge run.cache_gib, or set data.groups to the number of nodes and "
+            "data.window to a few shards' samples"
         )
     return Prefetcher(dataset.cache, needs, start, max_bytes)
 

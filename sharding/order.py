@@ -16,8 +16,6 @@ import numpy as np
 
 from sharding.permutation import key_of, mix, permute
 
-_MAX_GROUPS = 64
-
 
 @dataclass(frozen=True)
 class Mixture:
@@ -32,6 +30,8 @@ class Mixture:
         weights: factor on the share of each data set; empty for 1.
         window: samples of a segment that are shuffled among each other before the next ones are touched, 0 for the
             whole segment. A bounded cache of remote shards wants a few shards' worth.
+        max_groups: segments that are read side by side at most. Nodes beyond that share them, and each segment has a
+            shard of its own in the cache.
 
     """
 
@@ -41,6 +41,7 @@ class Mixture:
     cap: int = 0
     weights: tuple[float, ...] = ()
     window: int = 0
+    max_groups: int = 64
 
 
 class Places(NamedTuple):
@@ -58,7 +59,7 @@ class Order:
         mixture: what is drawn from. Data sets without a sample are never drawn.
 
     Attributes:
-        num_groups: G, the largest divisor of the batch up to 64.
+        num_groups: G, the largest divisor of the batch up to max_groups.
         shares: (D,) samples of each data set in one epoch.
 
     Raises:
@@ -68,7 +69,7 @@ class Order:
 
     def __init__(self, mixture: Mixture) -> None:
         self._mixture = mixture
-        self.num_groups = max(g for g in range(1, _MAX_GROUPS + 1) if mixture.batch % g == 0)
+        self.num_groups = max(g for g in range(1, mixture.max_groups + 1) if mixture.batch % g == 0)
         sizes = np.array([counts.sum() for counts in mixture.num_samples_per_shard], dtype=np.int64)
         self.shares = _shares(sizes, mixture)
         if not self.num_samples:

@@ -29,6 +29,7 @@ class DataConfig(Section):
     cap: Annotated[int, Field(ge=0)] = 0  # samples of a data set per epoch at most (US-JEPA 4.3: 50,000); 0: all
     weights: tuple[Annotated[float, Field(ge=0)], ...] = ()  # factor on each data set's share; empty: 1
     window: Annotated[int, Field(ge=0)] = 0  # samples shuffled among each other; 0: all; remote sets want a few shards
+    groups: Count = 64  # segments of a set that are read side by side; remote sets want few, but one per node
     max_bad_fraction: Share = 0.001  # of an epoch's samples that may be unreadable
     canvas: Count = 256  # side in pixels of the square that workers hand over; crops are cut from it
     seed: int = 0  # of order, crops, flips, masks and initial weights

@@ -33,7 +33,7 @@ def open_dataset(cfg: PretrainConfig, sets: list[ShardSet]) -> PositionDataset:
     allow_open_files()
     counts = tuple(np.array([shard.num_samples for shard in found.shards], dtype=np.int64) for found in sets)
     data = cfg.data
-    mixture = Mixture(counts, data.seed, cfg.optim.batch, data.cap, data.weights, data.window)
+    mixture = Mixture(counts, data.seed, cfg.optim.batch, data.cap, data.weights, data.window, data.groups)
     return PositionDataset(sets, mixture, data.canvas, _cache(cfg))
 
 

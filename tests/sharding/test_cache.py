@@ -17,6 +17,7 @@ import boto3
 import pytest
 import s3fs
 
+from pipeline.bench.faults import FaultyProxy
 from sharding.cache import ShardCache
 from sharding.loader import StreamConfig, micro_batches
 from sharding.manifest import load_manifest
@@ -25,7 +26,6 @@ from sharding.recording import InputError
 from sharding.shard import Shard
 from sharding.store import _remote
 from sharding.stream import PositionDataset
-from tests.sharding.faults import FaultyProxy
 from tests.sharding.streams import global_batches, open_stream, write_tar
 
 

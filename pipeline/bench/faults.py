@@ -1,4 +1,4 @@
-"""A proxy in front of a server that does to some answers what networks do."""
+"""A proxy in front of a server that does to some answers what networks do; for tests and benchmarks."""
 
 import contextlib
 import random
@@ -7,9 +7,11 @@ import struct
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+_CHUNK = 1 << 18
 FAULTS = ("latency", "503", "reset", "truncated", "corrupt")
 
 
@@ -21,12 +23,15 @@ class FaultyProxy:
         kinds: of the faults.
         seconds: of latency.
         done: faults so far, by kind.
+        bytes_per_s: of all answers together, 0 for no limit.
 
     """
 
     def __init__(self, host: str, port: int, share: float, kinds: tuple[str, ...] = FAULTS) -> None:
         self.share, self.kinds, self.seconds = share, kinds, 0.2
+        self.bytes_per_s = 0.0
         self.done: Counter[str] = Counter()
+        self._link = threading.Lock()
         self._random = random.Random(4)
         self._server = ThreadingHTTPServer(
             ("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self, "upstream": (host, port)})
@@ -36,14 +41,25 @@ class FaultyProxy:
 
     @property
     def url(self) -> str:
+        """Address."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def fault(self) -> str:
+        """What goes wrong with the next answer, empty for nothing."""
         kind = self._random.choice(self.kinds) if self._random.random() < self.share else ""
         self.done[kind] += bool(kind)
         return kind
 
+    def send(self, body: bytes, write: Callable[[bytes], object]) -> None:
+        """Write an answer at the speed of the link, which all answers share."""
+        for start in range(0, len(body), _CHUNK):
+            with self._link:
+                if self.bytes_per_s:
+                    time.sleep(len(body[start : start + _CHUNK]) / self.bytes_per_s)
+            write(body[start : start + _CHUNK])
+
     def close(self) -> None:
+        """Stop."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -82,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", length)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body[: len(body) // 2] if is_truncated else body)
+            self.proxy.send(body[: len(body) // 2] if is_truncated else body, self.wfile.write)
         self.close_connection |= is_truncated
 
     def log_message(self, *_: object) -> None:
