@@ -43,7 +43,8 @@ class ShardReader:
     def __init__(self, path: Path, identity: str = "") -> None:
         self._path = path
         self._index = load_index(path, identity)
-        self._extensions = (self._index.dtype.names or ())[1::2]
+        names = self._index.dtype.names or ()
+        self._fields = [(names[at], at) for at in range(1, len(names), 2)]  # extension, place of its first byte
         with path.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._inode = os.fstat(file.fileno()).st_ino
@@ -77,9 +78,8 @@ class ShardReader:
         """
         if index >= len(self._index):
             raise BadSampleError("missing", f"shard {self._path}: sample {index} of {len(self._index)}")
-        key, *edges = self._index.item(index)
-        spans = zip(self._extensions, edges[0::2], edges[1::2], strict=True)
-        return key.decode(), {name: self._bytes[start:end] for name, start, end in spans if end}
+        row = self._index.item(index)
+        return row[0].decode(), {name: self._bytes[row[at] : row[at + 1]] for name, at in self._fields if row[at]}
 
     def __getitem__(self, index: int) -> Sample:
         """A decoded sample.
@@ -110,4 +110,6 @@ def _decode_picture(key: str, members: dict[str, bytes]) -> Sample:
 
 @lru_cache(maxsize=64)
 def _everywhere(shape: tuple[int, ...]) -> np.ndarray:
-    return np.broadcast_to(np.True_, shape)
+    region = np.ones(shape, dtype=bool)
+    region.setflags(write=False)
+    return region
