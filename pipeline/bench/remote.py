@@ -94,10 +94,10 @@ def _stream(dataset: PositionDataset, num_bytes: int, usual: float) -> float:
     first, *waits = _waits(dataset, num_bytes, dataset.order.num_samples // _BATCH)
     seconds = time.perf_counter() - started - first
     waited = sum(max(0.0, wait - usual) for wait in waits) / seconds
+    print(f"first batch after {first:.2f} s, then {len(waits) * _BATCH / seconds:.0f} samples/s")
     print(
-        f"first batch after {first:.2f} s, then {len(waits) * _BATCH / seconds:.0f} samples/s; waited {waited:.2%}, at"
+        f"waited {waited:.2%}, at most {max(waits) * 1e3:.0f} ms; handing over takes {usual * 1e3:.1f} ms locally, too"
     )
-    print(f"most {max(waits) * 1e3:.0f} ms; handing over takes {usual * 1e3:.1f} ms from local shards, too")
     return waited
 
 
