@@ -80,4 +80,5 @@ build/bench-venv/.ready: pipeline/bench/requirements.txt .venv/.ready
 	touch $@
 
 bench-stream: build/bench-venv/.ready  ## the stream beside webdataset, litdata and mosaic streaming, on the same samples
+	$(BIN)/python -m pipeline.bench.order
 	build/bench-venv/bin/python -m pipeline.bench.stream

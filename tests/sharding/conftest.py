@@ -6,10 +6,12 @@ from pathlib import Path
 
 import boto3
 import pytest
+import s3fs
 from moto.server import ThreadedMotoServer
 
 from sharding.sources.synthetic import SyntheticSpec, generate
 from sharding.sources.synthetic_files import write_mp4
+from sharding.store import _remote
 from tests.sharding.jobs import make, write_recording
 
 
@@ -41,5 +43,12 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="scans")
+    forget_servers()
     yield "s3://scans"
     server.stop()
+
+
+def forget_servers() -> None:
+    """Connections are kept by protocol: they would lead to the server of an earlier test."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    _remote.cache_clear()

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import boto3
 import pytest
-import s3fs
 
 from pipeline.bench.faults import FaultyProxy
 from sharding.cache import ShardCache
@@ -24,8 +23,8 @@ from sharding.manifest import load_manifest
 from sharding.prefetch import Prefetcher
 from sharding.recording import InputError
 from sharding.shard import Shard
-from sharding.store import _remote
 from sharding.stream import PositionDataset
+from tests.sharding.conftest import forget_servers
 from tests.sharding.streams import global_batches, open_stream, write_tar
 
 
@@ -193,8 +192,7 @@ def proxy(shards: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fa
     proxy = FaultyProxy(host, int(port), share=0.0)
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         monkeypatch.setenv(name, proxy.url)
-    s3fs.S3FileSystem.clear_instance_cache()  # it would speak to the server of an earlier test
-    _remote.cache_clear()
+    forget_servers()
     yield proxy
     proxy.close()
 
