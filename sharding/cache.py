@@ -10,7 +10,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -122,7 +122,7 @@ class ShardCache:
 
     def _evict(self, num_bytes: int) -> bool:
         """Delete what nobody needs until so many bytes fit."""
-        files = [(path.stat(), path) for path in self.folder.iterdir() if path.suffix in {".tar", ".part"}]
+        files = list(self._files())
         used = sum(status.st_size for status, _ in files)
         for status, path in sorted(files, key=lambda found: found[0].st_atime_ns):
             if used + num_bytes <= self.max_bytes:
@@ -130,6 +130,12 @@ class ShardCache:
             if _delete_if_free(path):
                 used -= status.st_size
         return used + num_bytes <= self.max_bytes
+
+    def _files(self) -> Iterator[tuple[os.stat_result, Path]]:
+        for path in self.folder.iterdir():
+            if path.suffix in {".tar", ".part"}:
+                with suppress(FileNotFoundError):  # complete since, under its other name
+                    yield path.stat(), path
 
     @contextmanager
     def _locked(self, path: Path, shard: Shard) -> Iterator[None]:
@@ -151,10 +157,14 @@ def _try(file: IO[str] | IO[bytes], how: int) -> bool:
 
 
 def _delete_if_free(path: Path) -> bool:
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:  # complete since, under its other name
+        return False
+    with file:
         if not _try(file, fcntl.LOCK_EX):
             return False
-        path.unlink()
+        path.unlink(missing_ok=True)
     return True
 
 

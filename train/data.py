@@ -39,7 +39,7 @@ def open_dataset(cfg: PretrainConfig, sets: list[ShardSet]) -> PositionDataset:
 
 def stream_of_rank(cfg: PretrainConfig, rank: int, world: int) -> StreamConfig:
     """Which part of the stream a rank reads."""
-    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)  # torchrun, deepspeed
     return StreamConfig(cfg.run.micro_batch, rank, world, cfg.run.num_workers, per_node)
 
 
