@@ -72,12 +72,15 @@ class ShardCache:
 
         """
         while True:
-            file = self.fetch(shard).open("rb")
+            try:
+                file = self.fetch(shard).open("rb")
+            except FileNotFoundError:  # another process has just removed it: fetch it again
+                continue
             fcntl.flock(file, fcntl.LOCK_SH)
             if os.fstat(file.fileno()).st_nlink:
                 os.utime(file.fileno(), ns=(time.time_ns(), os.fstat(file.fileno()).st_mtime_ns))
                 return file
-            file.close()  # it went between the two lines above
+            file.close()  # it went before the lock was ours
 
     def _download(self, shard: Shard, path: Path) -> None:
         part = path.with_suffix(".part")

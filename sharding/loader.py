@@ -21,7 +21,16 @@ _SECONDS = 600  # that a batch may take
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """Which part of the stream one rank reads; see order.slice_of_rank."""
+    """Which part of the stream one rank reads; see order.slice_of_rank.
+
+    Attributes:
+        micro_batch: samples per rank and forward.
+        rank: process index.
+        world: number of processes.
+        num_workers: decoding processes of this rank, 0 for none.
+        ranks_per_node: that share a cache.
+
+    """
 
     micro_batch: int
     rank: int

@@ -256,3 +256,20 @@ def test_what_was_counted_must_stay_the_same(tmp_path: Path, cache_folder: Path)
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(InputError, match="not fetched in 6 tries"):
         global_batches(open_stream([place], tmp_path), 0, 1)
+
+
+def test_a_shard_that_goes_between_fetch_and_pin_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch = ShardCache.fetch
+
+    def fetch_and_lose_once(cache: ShardCache, shard: Shard) -> Path:
+        path = fetch(cache, shard)
+        if num_fetches(tmp_path, 1) == 1:
+            path.unlink()
+        return path
+
+    monkeypatch.setattr(ShardCache, "fetch", fetch_and_lose_once)
+    with ShardCache(tmp_path / "c", 10_000).pin(pipe(tmp_path, 1)) as file:
+        assert file.read() == bytes([1]) * 1000
+    assert num_fetches(tmp_path, 1) == 2
