@@ -16,7 +16,8 @@ from sharding.reader import BadSampleError
 from sharding.report import contact_sheet, grid_png
 from sharding.store import Store
 from sharding.stream import PositionDataset
-from train.config import PretrainConfig, load_config
+from train.config import PretrainConfig
+from train.config_file import load_config
 from train.data import find_sets, open_dataset
 from train.step import view_of
 from train.vit import new_student

@@ -12,7 +12,8 @@ from eval.features import extract
 from eval.metrics import Bootstrap, Scores, bootstrap, scores
 from eval.probe import ProbeConfig, linear_probe, majority_probabilities
 from sharding.recording import InputError
-from train.config import PretrainConfig, load_config
+from train.config import PretrainConfig
+from train.config_file import load_config
 from train.teacher import load_teacher
 from train.tracking import open_client, start_child
 from train.vit import Encoder, load_encoder, new_student

@@ -44,4 +44,4 @@ def crop_and_flip(
 
 
 def _flips(cfg: AugmentConfig) -> list[float]:
-    return [cfg.horizontal_flip, cfg.vertical_flip]
+    return [cfg.horizontal_flip[0], cfg.vertical_flip[0]]

@@ -22,7 +22,9 @@ class LatentPredictor(nn.Module):
         super().__init__()
         self.target = cfg.target
         self.student = new_student(cfg.student.arch, cfg.student.image_size)
-        self.predictor = Predictor(self.student.grid, self.student.width, latent_width, **cfg.predictor.model_dump())
+        self.predictor = Predictor(
+            self.student.grid, self.student.width, latent_width, **cfg.predictor.model_dump(exclude={"mode"})
+        )
 
     def forward(
         self, images: torch.Tensor, masks: Masks, targets: torch.Tensor, scale: torch.Tensor

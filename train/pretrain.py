@@ -21,7 +21,8 @@ from sharding.recording import InputError
 from sharding.shard_set import ShardSet
 from sharding.stream import CAUSES, Batch
 from train.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
-from train.config import PretrainConfig, flat_config, load_config, results_differ, save_config
+from train.config import PretrainConfig
+from train.config_file import flat_config, load_config, results_differ, save_config
 from train.data import ReadFacts, find_sets, open_dataset, reduce_reading, stream_of_rank
 from train.engine import build_engine, set_schedule, start_distributed
 from train.masks import check_masks

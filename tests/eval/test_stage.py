@@ -16,7 +16,7 @@ from eval.report import write_run_report
 from eval.stage import run_probe
 from sharding.recording import InputError
 from tests.conftest import ROOT
-from train.config import load_config, save_config
+from train.config_file import load_config, save_config
 from train.tracking import Tracker, log_artifacts
 from train.vit import load_encoder, new_student, save_encoder
 

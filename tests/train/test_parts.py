@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sharding.recording import InputError
 from tests.conftest import ROOT
 from train.augment import crop_and_flip
-from train.config import AugmentConfig, MaskConfig, OptimConfig, TargetConfig, TeacherConfig, load_config, save_config
+from train.config import AugmentConfig, MaskConfig, OptimConfig, TargetConfig, TeacherConfig
+from train.config_file import load_config, save_config
 from train.draws import uniforms
 from train.engine import deepspeed_config
 from train.masks import check_masks, draw_masks, valid_patches
@@ -47,7 +48,7 @@ def test_shipped_configs_load_and_survive_the_round_trip(path: Path, tmp_path: P
         ("masks.nun_targets=3", "masks.nun_targets: unknown key; did you mean num_targets?"),
         ("optim.lr=fast", "optim.lr: Input should be a valid number"),
         ("optim.steps=0", "optim.steps: Input should be greater than or equal to 1, not 0"),
-        ("teacher=null", "objective is salt and teacher is None; salt needs a teacher"),
+        ("teacher=null", "objective is salt and teacher is None; salt and distill need a teacher"),
         ("lr", "give section.key=value"),
     ],
 )
@@ -149,7 +150,7 @@ def test_crops_are_keyed_by_position_and_move_frame_and_region_alike() -> None:
 
 def test_a_whole_crop_without_flips_is_the_frame() -> None:
     frames = torch.randint(0, 255, (2, 1, 32, 32), dtype=torch.uint8)
-    cfg = AugmentConfig(crop_scale=(1, 1), crop_aspect=(1, 1), horizontal_flip=0, vertical_flip=0)
+    cfg = AugmentConfig(crop_scale=(1, 1), crop_aspect=(1, 1), horizontal_flip=(0,), vertical_flip=(0,))
     cropped, _ = crop_and_flip(frames, torch.full_like(frames, 255), torch.arange(2), cfg, 32, seed=0)
     assert torch.allclose(cropped, frames / 255, atol=1e-5)
 

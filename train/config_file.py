@@ -1,0 +1,93 @@
+"""Reading and writing the config of a run: one YAML file plus `section.key=value` overrides, strict."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from sharding.recording import InputError
+from train.config import PretrainConfig
+
+
+def load_config(path: Path, overrides: list[str]) -> PretrainConfig:
+    """Read a YAML file and apply overrides like `optim.lr=3e-4`; values are YAML.
+
+    Raises:
+        InputError: one sentence that names file, key, value and what would be right.
+
+    """
+    if not path.is_file():
+        raise InputError(f"config {path}: no such file; train/configs has examples")
+    try:
+        content: dict[str, Any] = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
+    for override in overrides:
+        _apply(content, override)
+    try:
+        return PretrainConfig.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"config {path}: {_sentence(error)}") from None
+
+
+def save_config(cfg: PretrainConfig, path: Path) -> None:
+    """Write the resolved config as YAML that load_config reads back."""
+    path.write_text(yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False))
+
+
+def results_differ(old: PretrainConfig, new: PretrainConfig) -> list[str]:
+    """Keys outside `run` that differ, as `section.key: old -> new`."""
+    before, after = _flat(old.model_dump(exclude={"run"})), _flat(new.model_dump(exclude={"run"}))
+    keys = sorted(before.keys() | after.keys())
+    return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
+
+
+def flat_config(cfg: PretrainConfig) -> dict[str, str]:
+    """`section.key` to text, for MLflow parameters: what changes results, nothing of `run`."""
+    return {key: str(value) for key, value in _flat(cfg.model_dump(exclude={"run"}, mode="json")).items()}
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    name, equals, value = override.partition("=")
+    if not equals:
+        raise InputError(f"override {override!r}: give section.key=value, for example optim.lr=3e-4")
+    *sections, key = name.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise InputError(f"override {override!r}: {section} is not a section")
+    content[key] = yaml.safe_load(value)
+
+
+def _sentence(error: ValidationError) -> str:
+    parts = []
+    for problem in error.errors():
+        place = ".".join(map(str, problem["loc"])) or "config"
+        if problem["type"] == "extra_forbidden":
+            parts.append(f"{place}: unknown key{_suggestion(problem['loc'])}")
+        elif problem["type"] == "missing":
+            parts.append(f"{place}: missing")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            parts.append(f"{place}: {message}" + (f", not {problem['input']!r}" if problem["loc"] else ""))
+    return "; ".join(parts)
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    section: Any = PretrainConfig
+    for name in location[:-1]:
+        annotation = section.model_fields[name].annotation
+        section = next(
+            kind for kind in (annotation, *getattr(annotation, "__args__", ())) if hasattr(kind, "model_fields")
+        )
+    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(section.model_fields)}"
