@@ -5,13 +5,14 @@ import torch
 from rich.progress import track
 from torch.nn import functional
 
+from train.teacher import Teacher
 from train.vit import Encoder
 
 _BATCH = 64
 
 
 @torch.no_grad()
-def extract(encoder: Encoder, squares: np.ndarray, description: str) -> np.ndarray:
+def extract(encoder: Encoder | Teacher, squares: np.ndarray, description: str) -> np.ndarray:
     """Features (n, D) float32 of squares (n, 2, S, S) uint8, in their order.
 
     The mean runs over patches with a pixel inside the region, over all where there is none.

@@ -76,7 +76,7 @@ def _loss_figure(name: str, run_dir: Path) -> Figure:
 def _masks_figure(cfg: PretrainConfig) -> Figure:
     dataset = open_dataset(cfg, find_sets(cfg))
     batch = dataset.batch(np.array(_one_per_clip(dataset)))
-    patch = new_student(cfg.student.arch, cfg.student.image_size).patch
+    patch = new_student(cfg.student.arch, cfg.student.image_size, cfg.student.args).patch
     view = view_of(batch, cfg, patch, torch.device("cpu"))
     tiles = []
     for image, context, targets, weight in zip(

@@ -14,7 +14,7 @@ from eval.probe import ProbeConfig, linear_probe, majority_probabilities
 from sharding.recording import InputError
 from train.config import PretrainConfig
 from train.config_file import load_config
-from train.teacher import load_teacher
+from train.teacher import Teacher, load_teacher
 from train.tracking import open_client, start_child
 from train.vit import Encoder, load_encoder, new_student
 
@@ -106,12 +106,15 @@ def _config_of(run_dir: Path) -> PretrainConfig:
     return load_config(run_dir / "config.yaml", [])
 
 
-def _encoders(run_dir: Path, cfg: PretrainConfig) -> dict[str, Encoder]:
+def _encoders(run_dir: Path, cfg: PretrainConfig) -> dict[str, Encoder | Teacher]:
     student = load_encoder(run_dir / "encoder")
     torch.manual_seed(cfg.data.seed)
-    encoders = {"random init": new_student(cfg.student.arch, cfg.student.image_size)}
+    encoders: dict[str, Encoder | Teacher] = {
+        "random init": new_student(cfg.student.arch, cfg.student.image_size, cfg.student.args)
+    }
     if cfg.teacher is not None:
-        encoders["teacher"] = load_teacher(cfg.teacher, student.grid)[0]
+        teacher = cfg.teacher.model_copy(update={"precision": "fp32"})  # as the others here
+        encoders["teacher"] = load_teacher(teacher, student.grid, cfg.target.layers)[0]
     return encoders | {"student": student}
 
 

@@ -21,7 +21,7 @@ class LatentPredictor(nn.Module):
     def __init__(self, cfg: PretrainConfig, latent_width: int) -> None:
         super().__init__()
         self.target = cfg.target
-        self.student = new_student(cfg.student.arch, cfg.student.image_size)
+        self.student = new_student(cfg.student.arch, cfg.student.image_size, cfg.student.args)
         self.predictor = Predictor(
             self.student.grid, self.student.width, latent_width, **cfg.predictor.model_dump(exclude={"mode"})
         )

@@ -113,7 +113,7 @@ def make_targets(cfg: PretrainConfig, grid: int, patch: int, device: torch.devic
     """Targets of the objective, and the teacher's hash (`none` without a teacher)."""
     if cfg.teacher is None:
         return PixelTargets(patch), "none"
-    teacher, digest = load_teacher(cfg.teacher, grid)
+    teacher, digest = load_teacher(cfg.teacher, grid, cfg.target.layers)
     return salt_targets(teacher, cfg.target, device), digest
 
 
@@ -168,7 +168,7 @@ def build(
     rank, world = place
     dataset = open_dataset(cfg, sets)
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
-    probe = new_student(cfg.student.arch, cfg.student.image_size)
+    probe = new_student(cfg.student.arch, cfg.student.image_size, cfg.student.args)
     check_masks(cfg.masks, probe.grid)
     targets, teacher_hash = make_targets(cfg, probe.grid, probe.patch, device)
     torch.manual_seed(cfg.data.seed)
@@ -214,7 +214,7 @@ def export(cfg: PretrainConfig, facts: dict[str, str]) -> None:
     last = latest_checkpoint(cfg.run.dir)
     if last is None:
         raise RuntimeError(f"run {cfg.run.dir}: no checkpoint after training")
-    student = new_student(cfg.student.arch, cfg.student.image_size)
+    student = new_student(cfg.student.arch, cfg.student.image_size, cfg.student.args)
     load_strictly(student, last.part("weights.student"), f"checkpoint of step {last.step}")
     save_encoder(student, cfg.run.dir / "encoder", facts | {"steps": str(last.step)})
 

@@ -5,7 +5,7 @@ Dimensions: B images, S pixels a side, N patches, K patches that are shown, T ta
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file
@@ -31,6 +31,27 @@ from timm.layers import build_sincos2d_pos_embed  # noqa: E402
 from timm.models import save_for_hf  # noqa: E402
 from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
 
+TimmModel: TypeAlias = Any  # the attributes of timm's models have no types
+
+
+def is_timm_name(name: str) -> bool:
+    """Whether timm knows a model of that name, with or without a `.tag`."""
+    known: bool = timm.is_model(name)
+    return known
+
+
+def timm_model(arch: str, model_args: dict[str, Any]) -> TimmModel:
+    """Build a timm model without its classifier.
+
+    Raises:
+        InputError: unknown name or arguments, or with `pretrained=True` nothing to download.
+
+    """
+    try:
+        return timm.create_model(arch, num_classes=0, **model_args)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise InputError(f"encoder {arch} with {model_args}: timm cannot build it: {error}") from error
+
 
 class Encoder(nn.Module):
     """A timm model that maps grey images to patch tokens.
@@ -47,10 +68,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.arch, self.model_args = arch, model_args
         self.mean, self.std = mean, std
-        try:
-            self.vit: Any = timm.create_model(arch, num_classes=0, **model_args)  # timm's attributes have no types
-        except (RuntimeError, TypeError, AssertionError) as error:
-            raise InputError(f"encoder {arch} with {model_args}: timm cannot build it: {error}") from error
+        self.vit = timm_model(arch, model_args)
         if not isinstance(self.vit, VisionTransformer):
             raise InputError(
                 f"encoder {arch}: is a {type(self.vit).__name__}; a plain timm VisionTransformer is needed"
@@ -103,10 +121,19 @@ class Encoder(nn.Module):
         return normed
 
 
-def new_student(arch: str, image_size: int) -> Encoder:
+def new_student(arch: str, image_size: int, args: dict[str, Any] | None = None) -> Encoder:
     """A randomly initialised student: 1 channel, no class token, the final norm on the tokens.
 
     Positions start at the fixed 2-D sine-cosine code and are learned from there.
+
+    Args:
+        arch: timm name of a plain vision transformer.
+        image_size: S in pixels.
+        args: further keyword arguments of the timm model, such as patch_size, depth or embed_dim.
+
+    Raises:
+        InputError: timm cannot build it, or S is no multiple of the patch.
+
     """
     model_args = {
         "img_size": image_size,
@@ -115,9 +142,11 @@ def new_student(arch: str, image_size: int) -> Encoder:
         "global_pool": "avg",
         "fc_norm": False,  # else timm moves the final norm behind the pooling
     }
-    student = Encoder(arch, model_args)
-    with torch.no_grad():
-        student.vit.pos_embed.copy_(position_code(student.grid, student.width))
+    student = Encoder(arch, model_args | (args or {}))
+    if student.image_size != image_size:
+        raise InputError(f"student.image_size {image_size}: is no multiple of the patch of {student.patch} pixels")
+    with torch.no_grad():  # registers, where args ask for them, come first
+        student.vit.pos_embed[:, -(student.grid**2) :].copy_(position_code(student.grid, student.width))
     return student
 
 
@@ -231,43 +260,3 @@ def load_strictly(module: nn.Module, weights: dict[str, torch.Tensor], where: st
             f"{len(shapes)} of another shape {shapes[:3]}; all {len(own)} must fit"
         )
     module.load_state_dict(weights)
-
-
-def load_timm_encoder(name: str, grid: int, weights: Path | None) -> Encoder:
-    """Load a timm model at the image size that gives it `grid` patches per side.
-
-    Args:
-        name: of a plain vision transformer in timm.
-        grid: patches per side; positions are resampled to it.
-        weights: file in timm's layout at the model's own size; None lets timm download.
-
-    Raises:
-        InputError: unknown name, no download, no such file, or weights that do not fit.
-
-    """
-    if not timm.is_model(name):
-        raise InputError(
-            f"teacher.source {name}: neither a folder (run directory or its encoder/) nor a timm model name"
-        )
-    described: Any = timm.get_pretrained_cfg(name)
-    mean, std = (sum(values) / len(values) for values in (described.mean, described.std))  # grey, repeated
-    try:
-        encoder = Encoder(name, {"pretrained": weights is None}, mean, std)
-    except OSError as error:  # what a hub client without a network raises
-        raise InputError(
-            f"teacher.source {name}: timm could not download its weights ({type(error).__name__}); "
-            "give a local file as teacher.weights"
-        ) from error
-    if weights is not None:
-        if not weights.is_file():
-            raise InputError(f"teacher.weights {weights}: no such file")
-        load_strictly(encoder.vit, _read_weights(weights), str(weights))
-    encoder.vit.set_input_size(img_size=grid * encoder.patch)
-    return encoder
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return weights

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sharding.recording import InputError
 from tests.conftest import ROOT
 from train.augment import crop_and_flip
-from train.config import AugmentConfig, MaskConfig, OptimConfig, TargetConfig, TeacherConfig
+from train.config import AugmentConfig, MaskConfig, OptimConfig, TargetConfig
 from train.config_file import load_config, save_config
 from train.draws import uniforms
 from train.engine import deepspeed_config
@@ -20,7 +20,6 @@ from train.model import LatentPredictor
 from train.objectives.pixel import PixelTargets
 from train.objectives.salt import salt_targets
 from train.schedule import due, learning_rate, weight_decay
-from train.teacher import load_teacher, weights_hash
 from train.vit import load_encoder, load_strictly, new_student, save_encoder
 
 ARCH = "vit_tiny_patch16_224"
@@ -184,18 +183,6 @@ def test_an_encoder_folder_loads_here_and_in_timm_and_refuses_a_part(tmp_path: P
     del weights["norm.weight"]
     with pytest.raises(InputError, match=r"1 missing \['norm.weight'\].*all \d+ must fit"):
         load_strictly(student.vit, weights, "here")
-
-
-def test_a_timm_teacher_is_resized_frozen_and_hashed(tmp_path: Path) -> None:
-    path = tmp_path / "w.pth"
-    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), path)
-    teacher, digest = load_teacher(TeacherConfig(source="vit_tiny_patch16_224", weights=path), grid=4)
-    assert teacher(torch.rand(1, 1, 64, 64)).shape == (1, 16, 192)  # without the class token
-    assert digest == weights_hash(teacher)
-    assert not teacher.training
-    assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    with pytest.raises(InputError, match=r"neither a folder .* nor a timm model name"):
-        load_teacher(TeacherConfig(source="no_such_model"), grid=4)
 
 
 def test_channel_targets_have_mean_0_and_deviation_1_inside_the_region() -> None:

