@@ -133,5 +133,5 @@ def _decode_rate(dataset: PositionDataset) -> tuple[float, int, int]:
     step = 0
     while time.perf_counter() - started < _SECONDS:
         batch = dataset.batch(dataset.order.of_step(step))
-        num_read, num_bad, step = num_read + len(batch.frames), num_bad + int(batch.num_bad.sum()), step + 1
+        num_read, num_bad, step = num_read + len(batch.positions), num_bad + int(batch.num_bad.sum()), step + 1
     return num_read / (time.perf_counter() - started), num_read, num_bad

@@ -1,5 +1,6 @@
 """The micro batches of one rank: worker processes, prefetched shards, and errors that say whose they are."""
 
+import multiprocessing
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,13 +11,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from sharding.order import Order, slice_of_rank
+from sharding.order import Order, micro_batches_per_step, slice_of_rank
 from sharding.prefetch import Prefetcher
 from sharding.recording import InputError
 from sharding.shard import Shard
 from sharding.stream import MAX_OPEN, Batch, Packed, PositionDataset
-
-_SECONDS = 600  # that a batch may take
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class StreamConfig:
         world: number of processes.
         num_workers: decoding processes of this rank, 0 for none.
         ranks_per_node: that share a cache.
+        seconds: that a batch may take.
 
     """
 
@@ -37,6 +37,7 @@ class StreamConfig:
     world: int
     num_workers: int
     ranks_per_node: int = 1
+    seconds: float = 600
 
 
 class _MicroBatches:
@@ -61,10 +62,11 @@ def micro_batches(dataset: PositionDataset, cfg: StreamConfig, start: int) -> It
 
     Raises:
         InputError: a shard cannot be read.
-        RuntimeError: a worker died, or a batch took longer than ten minutes; names the rank and its shards.
+        RuntimeError: a worker died, or a batch took longer than it may; names the rank and its shards.
 
     """
     prefetcher = _prefetcher(dataset, cfg, start)
+    multiprocessing.set_forkserver_preload([PositionDataset.__module__])  # torch is imported once, not per worker
     loader = DataLoader(
         dataset,
         batch_sampler=_MicroBatches(dataset.order, cfg, start),
@@ -73,9 +75,9 @@ def micro_batches(dataset: PositionDataset, cfg: StreamConfig, start: int) -> It
         worker_init_fn=_begin_worker,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="forkserver" if cfg.num_workers else None,
-        timeout=_SECONDS if cfg.num_workers else 0,
+        timeout=cfg.seconds if cfg.num_workers else 0,
     )
-    num_per_step = len(_of_rank(dataset.order, cfg, start))
+    num_per_step = micro_batches_per_step(dataset.batch_size, cfg.micro_batch, cfg.world)
     try:
         for number, batch in enumerate(_named(loader, dataset, cfg, start)):
             if isinstance(batch, InputError):
@@ -92,12 +94,14 @@ def _named(
     loader: "DataLoader[Packed]", dataset: PositionDataset, cfg: StreamConfig, start: int
 ) -> Iterator[Packed | InputError]:
     """What a loader yields; a worker that dies or stops is said with its rank and shards."""
-    step = start
+    num_per_step = micro_batches_per_step(dataset.batch_size, cfg.micro_batch, cfg.world)
+    number = 0
     try:
-        for number, batch in enumerate(loader):
-            step = start + (number + 1) // len(_of_rank(dataset.order, cfg, start))
+        for batch in loader:
+            number += 1
             yield batch
     except (RuntimeError, OSError, EOFError) as error:  # of a dead worker: torch's own, or of the pipe to it
+        step = start + number // num_per_step
         positions = _of_rank(dataset.order, cfg, step).ravel()
         shards = ", ".join(shard.place for shard in dataset.shards_of(positions[positions >= 0])[:3])
         raise RuntimeError(

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from sharding.cache import ShardCache
+from sharding.handover import Outbox, SharedPixels
 from sharding.order import Mixture, Order
 from sharding.preprocess import stretch, to_square
 from sharding.reader import BadSampleError, ShardReader
@@ -31,32 +32,52 @@ class Batch(NamedTuple):
     """One micro batch on the host.
 
     Attributes:
-        frames: (B, 1, S, S) uint8.
-        regions: (B, 1, S, S) uint8, 0 or 255.
+        pixels: (B, S, S + ceil(S / 8)) uint8; see split_pixels.
         positions: (B,) int64 global sample positions, -1 for a row of padding and for a bad sample: both have weight 0.
+        datasets: (B,) int64 index of the data set; 0 where the position is -1.
         key_hashes: (B,) int64 below 2^32, of position and key; 0 where the position is -1.
         num_bad: (2,) int64 bad samples by cause, in the order of CAUSES.
 
     """
 
-    frames: torch.Tensor
-    regions: torch.Tensor
+    pixels: torch.Tensor
     positions: torch.Tensor
+    datasets: torch.Tensor
     key_hashes: torch.Tensor
     num_bad: torch.Tensor
 
 
-class Packed(NamedTuple):
-    """A batch on its way from a worker: each tensor costs a connection of its own, arrays go with the message."""
+def split_pixels(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frames and regions of a batch's pixels, on whatever device they are.
 
-    squares: torch.Tensor
+    Args:
+        pixels: (B, S, S + ceil(S / 8)) uint8: each row of grey levels is followed by its row of the region, one bit a
+            pixel. Half the bytes of two pictures: workers hand them over through shared memory, whose pages cost more
+            than the bits.
+
+    Returns:
+        frames (B, 1, S, S) uint8, and regions (B, 1, S, S) uint8, 0 or 255.
+
+    """
+    side = pixels.shape[1]
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=pixels.device)
+    bits = (pixels[:, :, side:, None] >> shifts) & 1
+    return pixels[:, None, :, :side], bits.flatten(2)[:, None, :, :side] * 255
+
+
+class Packed(NamedTuple):
+    """A batch on its way from a worker: the small parts go with the message."""
+
+    pixels: torch.Tensor | SharedPixels  # arrive as a tensor
     positions: np.ndarray
+    datasets: np.ndarray
     key_hashes: np.ndarray
     num_bad: np.ndarray
 
     def unpack(self) -> Batch:
         """The batch."""
-        return Batch(self.squares[:, :1], self.squares[:, 1:], *map(torch.from_numpy, self[1:]))
+        assert isinstance(self.pixels, torch.Tensor)
+        return Batch(self.pixels, *map(torch.from_numpy, self[1:]))
 
 
 class PositionDataset(Dataset[Packed]):
@@ -75,6 +96,7 @@ class PositionDataset(Dataset[Packed]):
         self._canvas, self._cache = canvas, cache
         self._mixture = mixture
         self._readers: OrderedDict[tuple[int, int], ShardReader] = OrderedDict()
+        self._outbox = Outbox()
         self.order = Order(mixture)
 
     def __getstate__(self) -> dict[str, object]:
@@ -82,7 +104,7 @@ class PositionDataset(Dataset[Packed]):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__ |= state
-        self._readers, self.order = OrderedDict(), Order(self._mixture)
+        self._readers, self._outbox, self.order = OrderedDict(), Outbox(), Order(self._mixture)
 
     @property
     def batch_size(self) -> int:
@@ -151,19 +173,26 @@ class PositionDataset(Dataset[Packed]):
         return self._pack(positions).unpack()
 
     def _pack(self, positions: np.ndarray) -> Packed:
-        squares = np.zeros((len(positions), 2, self._canvas, self._canvas), np.uint8)
-        kept, hashes = np.full_like(positions, -1), np.zeros_like(positions)
+        side = self._canvas
+        shape = (len(positions), side, side + -(-side // 8))
+        shared = None if get_worker_info() is None else self._outbox.zeros(*shape)
+        pixels = torch.zeros(shape, dtype=torch.uint8) if shared is None else shared.pixels
+        kept, datasets, hashes = np.full_like(positions, -1), np.zeros_like(positions), np.zeros_like(positions)
         num_bad = np.zeros(len(CAUSES), np.int64)
         rows = np.flatnonzero(positions >= 0)
+        datasets[rows] = self.order.at(positions[rows]).datasets
         for place, sample in self.samples(positions[rows]):
             row = rows[place]
             if isinstance(sample, BadSampleError):
                 num_bad[CAUSES.index(sample.cause)] += 1
+                datasets[row] = 0
                 continue
             kept[row], hashes[row] = positions[row], _hash(int(positions[row]), sample.key)
             frame = stretch(sample.frame, sample.region, sample.meta.percentiles)
-            squares[row] = to_square(frame, sample.region, self._canvas)
-        return Packed(torch.from_numpy(squares), kept, hashes, num_bad)
+            square = to_square(frame, sample.region, side)
+            of_row = pixels[row].numpy()
+            of_row[:, :side], of_row[:, side:] = square[0], np.packbits(square[1], axis=-1)
+        return Packed(shared or pixels, kept, datasets, hashes, num_bad)
 
     def _reader(self, dataset: int, number: int) -> ShardReader:
         reader = self._readers.get((dataset, number))

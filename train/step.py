@@ -12,7 +12,7 @@ from torch import distributed
 
 from sharding.loader import StreamConfig, micro_batches
 from sharding.order import micro_batches_per_step
-from sharding.stream import Batch, PositionDataset
+from sharding.stream import Batch, PositionDataset, split_pixels
 from train.augment import crop_and_flip
 from train.checkpoint import Checkpoint, restore_moments
 from train.config import PretrainConfig
@@ -50,7 +50,7 @@ class Job:
 def view_of(batch: Batch, cfg: PretrainConfig, patch: int, device: torch.device) -> View:
     """Move, crop and flip, and draw masks; all of it a function of the sample positions."""
     positions = batch.positions.to(device, non_blocking=True)
-    frames, regions = (part.to(device, non_blocking=True) for part in (batch.frames, batch.regions))
+    frames, regions = split_pixels(batch.pixels.to(device, non_blocking=True))
     images, inside = crop_and_flip(frames, regions, positions, cfg.augment, cfg.student.image_size, cfg.data.seed)
     valid = valid_patches(inside, patch, cfg.masks)
     return View(images, valid, draw_masks(valid, positions, cfg.masks, cfg.data.seed))

@@ -13,7 +13,7 @@ from sharding.cache import ShardCache
 from sharding.loader import StreamConfig, micro_batches
 from sharding.order import Mixture
 from sharding.shard_set import find_shards
-from sharding.stream import Batch, PositionDataset
+from sharding.stream import Batch, PositionDataset, split_pixels
 from train.augment import crop_and_flip
 from train.config import AugmentConfig, MaskConfig
 from train.masks import draw_masks, valid_patches
@@ -48,9 +48,10 @@ def global_batches(
 
 
 def _rows(batch: Batch) -> list[str]:
-    images, inside = crop_and_flip(batch.frames, batch.regions, batch.positions, AugmentConfig(), SIZE, seed=3)
+    frames, regions = split_pixels(batch.pixels)
+    images, inside = crop_and_flip(frames, regions, batch.positions, AugmentConfig(), SIZE, seed=3)
     masks = draw_masks(valid_patches(inside, PATCH, MASKS), batch.positions, MASKS, seed=3)
-    parts = (batch.frames, batch.regions, images, masks.context_ids, masks.target_ids, masks.target_weight)
+    parts = (frames, regions, images, masks.context_ids, masks.target_ids, masks.target_weight)
     if (padding := batch.positions < 0).any():
         assert not masks.target_weight[padding].any()
         assert not batch.key_hashes[padding].any()

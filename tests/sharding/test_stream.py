@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import signal
 import tarfile
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 
 from sharding.loader import StreamConfig, micro_batches
 from sharding.manifest import load_manifest
+from sharding.preprocess import stretch, to_square
 from sharding.reader import BadSampleError, ShardReader
 from sharding.recording import InputError
-from sharding.stream import CAUSES, PositionDataset
+from sharding.stream import CAUSES, PositionDataset, split_pixels
 from sharding.tar_index import load_index, scan
 from tests.sharding.streams import global_batches, open_stream, picture, write_tar
 
@@ -47,7 +49,33 @@ def test_every_topology_sees_the_same_pixels_crops_and_masks(
     assert global_batches(dataset, start, 2, micro_batch, world) == alone[start : start + 2]
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
+@pytest.mark.parametrize("canvas", [48, 45])
+def test_pixels_split_into_the_frame_and_region_of_each_row(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, canvas: int
+) -> None:
+    monkeypatch.setattr("tests.sharding.streams.CANVAS", canvas)
+    dataset = open_stream([str(shards)], tmp_path)
+    positions = dataset.order.of_step(0)
+    frames, regions = split_pixels(dataset.batch(positions).pixels)
+    for row, sample in dataset.samples(positions):
+        assert not isinstance(sample, Exception)
+        frame = stretch(sample.frame, sample.region, sample.meta.percentiles)
+        assert (torch.cat([frames[row], regions[row]]).numpy() == to_square(frame, sample.region, canvas)).all()
+
+
+def test_each_row_says_its_data_set(shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    write_tar(folder / "a.tar", [f"{number}.png" for number in range(40)])
+    dataset = open_stream([str(shards), str(folder)], tmp_path, batch=16)
+    positions = np.append(dataset.order.of_step(0), -1)
+    batch = dataset.batch(positions)
+    assert set(batch.datasets.tolist()) == {0, 1}
+    assert (batch.datasets.numpy()[:-1] == dataset.order.at(positions[:-1]).datasets).all()
+    assert batch.datasets[-1] == 0
+
+
+@pytest.mark.parametrize("num_workers", [1, 3, 8])
 def test_workers_change_nothing(dataset: PositionDataset, num_workers: int) -> None:
     assert global_batches(dataset, 2, 3, 5, 2, num_workers) == global_batches(dataset, 0, 5, 12)[2:]
 
@@ -151,8 +179,8 @@ def test_bad_samples_are_counted_by_cause_and_weigh_nothing(copy: Path, tmp_path
         "missing": 0, "undecodable": bad.sum(),
     }  # fmt: skip
     assert ((batch.positions < 0).numpy() == bad).all()
-    assert not batch.regions[bad].any()
-    assert torch.equal(batch.frames[~bad], whole.frames[~bad])
+    assert not batch.pixels[bad].any()
+    assert torch.equal(batch.pixels[~bad], whole.pixels[~bad])
 
 
 def test_a_tar_that_holds_less_than_its_manifest_says(copy: Path, tmp_path: Path) -> None:
@@ -182,13 +210,23 @@ def test_a_shard_that_is_gone_stops_the_run_in_one_sentence(copy: Path, tmp_path
         next(micro_batches(dataset, StreamConfig(4, 1, 2, num_workers), 0))
 
 
-def test_a_worker_that_dies_is_said_with_its_rank_and_shards(dataset: PositionDataset) -> None:
+@pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_dies_or_hangs_is_said_with_its_rank_and_shards(dataset: PositionDataset, what: int) -> None:
     mine = psutil.Process()
     before = {child.pid for child in mine.children(recursive=True)}
-    batches = micro_batches(dataset, StreamConfig(4, 1, 2, 1), 3)
+    batches = micro_batches(dataset, StreamConfig(4, 1, 2, num_workers=1, seconds=5), 3)
     next(batches)
-    for child in mine.children(recursive=True):
-        if child.pid not in before and "forkserver" in " ".join(child.cmdline()) and not child.children():
-            child.kill()
-    with pytest.raises(RuntimeError, match=r"^rank 1, step \d+, shards \S+\.tar.*: a decoding process died"):
-        list(itertools.islice(batches, 10))
+    workers = [
+        child
+        for child in mine.children(recursive=True)
+        if child.pid not in before and "forkserver" in " ".join(psutil.Process(child.ppid()).cmdline())
+    ]
+    for worker in workers:
+        worker.send_signal(what)
+    try:
+        with pytest.raises(RuntimeError, match=r"^rank 1, step \d+, shards \S+\.tar.*: a decoding process died or sto"):
+            list(itertools.islice(batches, 10))
+    finally:
+        for worker in workers:
+            if worker.is_running():
+                worker.kill()
