@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from train.config import PretrainConfig
-from train.vit import Encoder, Predictor, new_student
+from train.model import LatentPredictor
 
 _PASSES = 3  # forward once, backward twice
 
@@ -43,26 +43,29 @@ class PredictorShape:
     latent_width: int
 
 
-def costs_of(cfg: PretrainConfig, teacher: Any = None) -> dict[str, Cost | None]:  # noqa: ANN401 - any architecture
+def costs_of(cfg: PretrainConfig, latent_width: int, teacher: Any = None) -> dict[str, Cost | None]:  # noqa: ANN401
     """Costs of `student`, `predictor` and `teacher`, for the first mask of an image.
 
     Args:
-        cfg: of the run; student and predictor are built on the meta device, which takes no memory.
-        teacher: the frozen one, a module with `width`. Objective `ema` needs none: its teacher is the student on all
-            patches. `pixel` has none.
+        cfg: of the run; student and predictor are built from it on the meta device, which takes no memory.
+        latent_width: D of the targets.
+        teacher: the frozen one, of any architecture; not for `ema`, whose teacher is the student on all patches.
 
     Returns:
         the three costs; the teacher's is None where there is no teacher.
 
     """
     with torch.device("meta"):
-        student = new_student(cfg.student.arch, cfg.student.image_size)
-    teacher = student if cfg.objective == "ema" else teacher
+        module = LatentPredictor(cfg, latent_width)
+    student: Any = module.student
     shown = student.grid**2 if cfg.objective == "distill" else cfg.masks.context_tokens
-    latent_width = student.patch**2 if teacher is None else int(teacher.width)
+    shape = PredictorShape(cfg.predictor.width, cfg.predictor.depth, student.width, latent_width)
+    targets = (cfg.masks.num_targets, cfg.masks.target_tokens)
+    predicted = predictor_flops(shape, shown, targets, joint=cfg.predictor.mode == "joint")
+    teacher = student if cfg.objective == "ema" else teacher
     return {
-        "student": Cost(params_of(student), vit_flops(student, shown)),
-        "predictor": _predictor_cost(cfg, student, shown, latent_width),
+        "student": Cost(params_of(student), vit_flops(student.vit, shown)),
+        "predictor": Cost(params_of(module.predictor), predicted),
         "teacher": None if teacher is None else _teacher_cost(teacher, cfg.student.image_size),
     }
 
@@ -98,13 +101,12 @@ def predictor_flops(shape: PredictorShape, context: int, targets: tuple[int, int
     return ends + repeats * transformer_flops(length, shape.width, shape.depth)
 
 
-def vit_flops(encoder: Encoder, shown: int) -> int:
-    """Forward of a plain ViT that embeds all N patches and passes `shown` of them on; shapes come from the module."""
-    vit: Any = encoder.vit
-    patchify = 2 * encoder.grid**2 * vit.patch_embed.proj.weight.numel()
-    mlp_ratio = vit.blocks[0].mlp.fc1.out_features / encoder.width
+def vit_flops(vit: Any, shown: int) -> int:  # noqa: ANN401 - timm's attributes have no types
+    """Forward of a plain timm ViT that embeds all N patches and passes `shown` of them on."""
+    patchify = 2 * int(vit.patch_embed.num_patches) * int(vit.patch_embed.proj.weight.numel())
+    mlp_ratio = vit.blocks[0].mlp.fc1.weight.shape[0] / vit.embed_dim
     tokens = shown + int(vit.num_prefix_tokens)
-    return int(patchify) + transformer_flops(tokens, encoder.width, len(vit.blocks), mlp_ratio)
+    return patchify + transformer_flops(tokens, int(vit.embed_dim), len(vit.blocks), mlp_ratio)
 
 
 def counted_flops(module: nn.Module, *inputs: torch.Tensor) -> int:
@@ -121,18 +123,10 @@ def params_of(module: nn.Module) -> int:
 
 
 def _teacher_cost(teacher: Any, image_size: int) -> Cost:  # noqa: ANN401
-    """From shapes where it is a plain ViT, else counted on one grey image."""
-    blocks = getattr(getattr(teacher, "vit", None), "blocks", None)
+    """From shapes where there is a plain timm ViT inside, else counted on one grey image."""
+    vit: Any = getattr(teacher, "vit", getattr(teacher, "model", None))
+    blocks = getattr(vit, "blocks", None)
     if blocks is not None and hasattr(getattr(blocks[0], "mlp", None), "fc1"):
-        return Cost(params_of(teacher), vit_flops(teacher, teacher.grid**2))
+        return Cost(params_of(teacher), vit_flops(vit, int(vit.patch_embed.num_patches)))
     device = next(teacher.parameters()).device
     return Cost(params_of(teacher), counted_flops(teacher, torch.zeros(1, 1, image_size, image_size, device=device)))
-
-
-def _predictor_cost(cfg: PretrainConfig, student: Encoder, shown: int, latent_width: int) -> Cost:
-    settings = cfg.predictor
-    with torch.device("meta"):
-        built = Predictor(student.grid, student.width, latent_width, **settings.model_dump(exclude={"mode"}))
-    shape = PredictorShape(settings.width, settings.depth, student.width, latent_width)
-    targets = (cfg.masks.num_targets, cfg.masks.target_tokens)
-    return Cost(params_of(built), predictor_flops(shape, shown, targets, joint=settings.mode == "joint"))

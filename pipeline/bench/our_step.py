@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import train
+from pipeline.bench.plain_ijepa import Shape
 from train.config import PretrainConfig
 from train.config_file import load_config
 from train.engine import build_engine
@@ -32,6 +33,14 @@ def frozen_teacher(arch: str, image_size: int) -> Encoder:
     """A teacher with random weights: what it says does not matter here, only what it costs."""
     teacher = new_student(arch, image_size).eval()
     return teacher.requires_grad_(requires_grad=False)
+
+
+def plain_shape(cfg: PretrainConfig) -> Shape:
+    """The shape of a plain I-JEPA with the same encoder and predictor."""
+    with torch.device("meta"):
+        student: Any = LatentPredictor(cfg, latent_width=1).student
+    encoder = (student.vit.embed_dim, len(student.vit.blocks), student.vit.blocks[0].attn.num_heads)
+    return Shape(encoder, (cfg.predictor.width, cfg.predictor.depth, cfg.predictor.num_heads), student.grid)
 
 
 class OurStep:

@@ -18,21 +18,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.bench.our_step import IJEPA_MASKS, OurStep, bench_config, frozen_teacher, loss_of
-from pipeline.bench.plain_ijepa import Collator, PlainIjepa, Shape
+from pipeline.bench.our_step import IJEPA_MASKS, OurStep, bench_config, frozen_teacher, loss_of, plain_shape
+from pipeline.bench.plain_ijepa import Collator, PlainIjepa
 from pipeline.bench.timing import Gate, Timing, Way, machine_facts
 from train.config import PretrainConfig
 from train.engine import start_distributed
-from train.flops import costs_of, params_of, step_flops
+from train.flops import Cost, costs_of, params_of, step_flops
 from train.masks import draw_masks
 
 _SIZE, _GRID = 224, 14  # pixels, patches per side
 _SMALL, _TINY = "vit_small_patch16_224", "vit_tiny_patch16_224"
-_SHAPE = Shape(encoder=(384, 12, 6), predictor=(192, 6, 6), grid=_GRID)  # vit_small.yaml's
 _IJEPA_SCALE, _US_SCALE = (0.15, 0.2), (0.075, 0.125)
 _DRAWS = 101  # of masks, to find a typical one
 _MASK_BATCH, _MASK_BATCHES = 128, 10
-_ENGINE_ROUNDS = 40
+_ENGINE_ROUNDS = 15  # for each round of the large steps, which take a hundred times as long
 _ENGINE_MASKS = ("masks.context_tokens=4", "masks.target_tokens=1", "masks.min_patches=1")
 _MATMUL = 1024  # rows and columns
 _CPU = torch.device("cpu")
@@ -46,7 +45,8 @@ class PlainWay:
     """
 
     def __init__(self, images: torch.Tensor, target_scale: tuple[float, float]) -> None:
-        self.model, self.collator, self.images = PlainIjepa(_SHAPE), Collator(_GRID, target_scale), images
+        self.shape = plain_shape(bench_config("vit_small", len(images), "fp32"))
+        self.model, self.collator, self.images = PlainIjepa(self.shape), Collator(_GRID, target_scale), images
         draws = [self.collator(len(images)) for _ in range(_DRAWS)]
         self.masks = sorted(draws, key=_num_tokens)[_DRAWS // 2]
 
@@ -61,6 +61,10 @@ class PlainWay:
         masks = (f"masks.context_tokens={context_ids.shape[1]}", f"masks.target_tokens={targets[0].shape[1]}")
         cfg = bench_config("vit_small", len(self.images), "fp32", *masks, "predictor.mode=per_block")
         return cfg.model_copy(update={"objective": "ema", "teacher": None})
+
+    def costs(self) -> dict[str, Cost | None]:
+        """Of this step."""
+        return costs_of(self.config(), self.shape.encoder[0])
 
 
 def _num_tokens(masks: tuple[torch.Tensor, list[torch.Tensor]]) -> int:
@@ -85,6 +89,10 @@ class OurWay:
         """Of this step."""
         return self.ours.cfg
 
+    def costs(self) -> dict[str, Cost | None]:
+        """Of this step."""
+        return costs_of(self.ours.cfg, self.teacher.width, self.teacher)
+
 
 def main() -> None:
     """Print tables and gates; exit code 1 when a gate fails."""
@@ -101,7 +109,7 @@ def main() -> None:
     clock = "CPU time" if args.threads == 1 else "wall clock"
     facts = machine_facts() | {"threads": args.threads, "batch": args.batch, "rounds": args.rounds, "clock": clock}
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
-    gates = [*bench_masks(timing), *bench_engine(timing)]
+    gates = [*bench_masks(timing, args.rounds), *bench_engine(timing, args.rounds)]
     gates = [*bench_steps(timing, args.batch, args.rounds, bf16=bool(facts["avx512_bf16"])), *gates]
     print("\ngates", *gates, sep="\n")
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +151,7 @@ def bench_steps(timing: Timing, batch: int, rounds: int, *, bf16: bool) -> list[
 
 def _row(timing: Timing, name: str, way: PlainWay | OurWay, batch: int) -> str:
     cfg, seconds = way.config(), timing.median(name)
-    rate = step_flops(costs_of(cfg, getattr(way, "teacher", None))) * batch / seconds
+    rate = step_flops(way.costs()) * batch / seconds
     ceiling = 2 * _MATMUL**3 / timing.median(f"matmul {cfg.optim.precision}")
     speed = f"{batch / seconds:8.2f}  {timing.spread(name):6.1%}  {rate / 1e9:7.1f}  {rate / ceiling:9.1%}"
     return f"  {name:<24} {speed}  {cfg.masks.context_tokens}, {cfg.masks.target_tokens}"
@@ -154,7 +162,7 @@ def _matmul(dtype: torch.dtype) -> Way:
     return lambda: left @ right
 
 
-def bench_masks(timing: Timing) -> list[Gate]:
+def bench_masks(timing: Timing, rounds: int) -> list[Gate]:
     """Masks of I-JEPA's scales by ours and by its collator; `tokens` are the shapes that came."""
     cfg = bench_config("vit_small", _MASK_BATCH, "fp32", *IJEPA_MASKS).masks
     valid, collator = torch.ones(_MASK_BATCH, _GRID**2, dtype=torch.bool), Collator(_GRID, _IJEPA_SCALE)
@@ -170,7 +178,7 @@ def bench_masks(timing: Timing) -> list[Gate]:
             context_ids, targets = collator(_MASK_BATCH)
             shapes["collator"].add((context_ids.shape[1], targets[0].shape[1]))
 
-    timing.measure({"our masks": ours, "collator": theirs}, rounds=5)
+    timing.measure({"our masks": ours, "collator": theirs}, rounds)
     print(f"\n{f'masks, batch {_MASK_BATCH}':<26} images/s  spread  shapes")
     for name, seen in shapes.items():
         rate = _MASK_BATCH * _MASK_BATCHES / timing.median(name)
@@ -181,21 +189,22 @@ def bench_masks(timing: Timing) -> list[Gate]:
     ]
 
 
-def bench_engine(timing: Timing) -> list[Gate]:
+def bench_engine(timing: Timing, rounds: int) -> list[Gate]:
     """What ZeRO-1 at world 1 adds to a bare loop over the same module, masks and targets.
 
     On a CPU it copies every gradient and weight, so what it adds grows with the model; the gate is on a small one,
     where the host's time shows. ViT-Ti is printed beside it.
     """
     print(f"\n{'ZeRO-1 at world 1, batch 8':<26}  bare ms  ZeRO-1 ms  added")
-    small = _zero_adds(timing, "test_vit", 160, "width=64")
-    _zero_adds(timing, _TINY, 64, "width=96")
+    small = _zero_adds(timing, rounds, ("test_vit", 160, 64))
+    _zero_adds(timing, rounds, (_TINY, 64, 96))
     return [Gate("ZeRO-1 at world 1 over a bare loop, ms a step", small, 5, at_most=True)]
 
 
-def _zero_adds(timing: Timing, arch: str, size: int, width: str) -> float:
-    """Milliseconds a step."""
-    model = (f"student.arch={arch}", f"student.image_size={size}", "predictor.depth=2", f"predictor.{width}")
+def _zero_adds(timing: Timing, rounds: int, shape: tuple[str, int, int]) -> float:
+    """Milliseconds a step; the shape is the student's name, the image size, and the predictor's width."""
+    arch, size, width = shape
+    model = (f"student.arch={arch}", f"student.image_size={size}", "predictor.depth=2", f"predictor.width={width}")
     heads = ("predictor.num_heads=2", "run.zero_stage=1")
     cfg = bench_config("vit_small", 8, "fp32", *model, *heads, *_ENGINE_MASKS)
     images = torch.rand(8, 1, size, size)
@@ -211,7 +220,7 @@ def _zero_adds(timing: Timing, arch: str, size: int, width: str) -> float:
         optimizer.zero_grad()
 
     zero, loop = f"ZeRO-1, {arch}", f"bare loop, {arch}"
-    timing.measure({zero: lambda: ours.update(images, masks, wanted), loop: bare_loop}, _ENGINE_ROUNDS)
+    timing.measure({zero: lambda: ours.update(images, masks, wanted), loop: bare_loop}, _ENGINE_ROUNDS * rounds)
     added = (timing.median(zero) - timing.median(loop)) * 1e3
     line = f"{timing.median(loop) * 1e3:7.1f}  {timing.median(zero) * 1e3:9.1f}  {added:5.1f}"
     print(f"  {f'{arch}, {params_of(bare) / 1e6:.1f} M':<24}  {line}", flush=True)

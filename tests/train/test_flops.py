@@ -67,7 +67,9 @@ def test_the_published_table_is_reproduced(made: float, published: float) -> Non
 def test_an_encoder_costs_what_torch_counts(shown: int) -> None:
     student = new_student("vit_tiny_patch16_224", 64)
     ids = torch.arange(shown)[None]
-    assert vit_flops(student, shown) == pytest.approx(counted_flops(student, torch.rand(1, 1, 64, 64), ids), rel=1e-3)
+    assert vit_flops(student.vit, shown) == pytest.approx(
+        counted_flops(student, torch.rand(1, 1, 64, 64), ids), rel=1e-3
+    )
 
 
 def test_a_predictor_costs_what_torch_counts() -> None:
@@ -85,7 +87,7 @@ def test_an_encoder_that_is_no_vit_is_counted() -> None:
 @pytest.mark.parametrize(("objective", "teacher"), [("ema", True), ("pixel", False)])
 def test_costs_of_a_config_take_no_memory_and_add_up(objective: str, teacher: bool) -> None:
     overrides = [f"objective={objective}", "teacher=null", "student.arch=vit_base_patch16_224"]
-    costs: dict[str, Any] = costs_of(load_config(ROOT / "train" / "configs" / "demo.yaml", overrides))
+    costs: dict[str, Any] = costs_of(load_config(ROOT / "train" / "configs" / "demo.yaml", overrides), 768)
     assert costs["student"].params == pytest.approx(85.3e6, rel=0.01)
     assert (costs["teacher"] is not None) == teacher
     both = 3 * (costs["student"].flops + costs["predictor"].flops)
@@ -96,6 +98,13 @@ def test_costs_of_a_config_take_no_memory_and_add_up(objective: str, teacher: bo
 def test_the_teacher_given_is_the_one_that_counts() -> None:
     cfg = load_config(ROOT / "train" / "configs" / "demo.yaml", [])
     teacher = new_student("vit_tiny_patch16_224", 112)
-    costs: dict[str, Any] = costs_of(cfg, teacher)
+    costs: dict[str, Any] = costs_of(cfg, 192, teacher)
     assert costs["teacher"].params == params_of(teacher)
-    assert costs["teacher"].flops == vit_flops(teacher, 49)
+    assert costs["teacher"].flops == vit_flops(teacher.vit, 49)
+
+
+def test_a_teacher_that_is_no_vit_is_counted() -> None:
+    cfg = load_config(ROOT / "train" / "configs" / "demo.yaml", [])
+    teacher = nn.Conv2d(1, 8, 16, 16, bias=False)
+    costs: dict[str, Any] = costs_of(cfg, 8, teacher)
+    assert costs["teacher"].flops == 2 * 49 * 8 * 256
