@@ -135,6 +135,9 @@ def bench_size(name: str, rounds: int, folder: Path) -> list[Row]:
     timing.measure({**ways, "matmul": matmul_way(device)}, rounds)
     rows = [_row(name, way, ways[way], timing, memory[way]) for way in ways]
     print(*rows, sep="\n", flush=True)
+    for row in rows:
+        if row.syncs and row.way == COMPILED:
+            print(f"    waits: {', '.join(f'{place} {count} x' for place, count in row.syncs.items())}")
     write_profile(ways[COMPILED], folder / f"vit_{name}")
     ways.clear()
     torch._dynamo.reset()  # a size must not use up the next one's limit of compilations
