@@ -8,7 +8,7 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo elastic test lint format type shards pretrain probe ui bench-stream bench-remote bench-sharding formats phi fuzz torture
+.PHONY: help setup demo elastic test lint format type shards pretrain probe ui bench-step bench-gpu bench-stream bench-remote bench-sharding formats phi fuzz torture
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -61,6 +61,12 @@ fuzz: setup  ## 5,000 broken and hostile files: one outcome each, memory within 
 
 bench-remote: setup  ## after make bench-stream: from S3 over a slow and faulty link: first batch, rate, waiting
 	$(BIN)/python -m pipeline.bench.remote
+
+bench-step: setup  ## the step beside a plain-PyTorch I-JEPA on this CPU, masks, DeepSpeed's share; exit code 1 below a gate
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.bench.step
+
+bench-gpu: setup  ## ViT-S, B and L on a CUDA device: speed, memory, compiled, side stream, syncs, fp8, profile
+	$(BIN)/python -m pipeline.bench.gpu
 
 elastic: setup  ## after make demo: a run killed and resumed on 2, 1 and 4 ranks sees the same keys step by step
 	$(BIN)/python -m pipeline.bench.elastic
