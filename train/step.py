@@ -13,7 +13,7 @@ from torch import distributed
 from sharding.loader import StreamConfig, micro_batches
 from sharding.order import micro_batches_per_step
 from sharding.stream import Batch, PositionDataset
-from train.augment import crop_and_flip
+from train.augment import augment
 from train.checkpoint import Checkpoint, restore_moments
 from train.config import PretrainConfig
 from train.engine import set_still
@@ -48,10 +48,11 @@ class Job:
 
 
 def view_of(batch: Batch, cfg: PretrainConfig, patch: int, device: torch.device) -> View:
-    """Move, crop and flip, and draw masks; all of it a function of the sample positions."""
+    """Move, augment, and draw masks; all of it a function of the sample positions."""
     positions = batch.positions.to(device, non_blocking=True)
     frames, regions = (part.to(device, non_blocking=True) for part in (batch.frames, batch.regions))
-    images, inside = crop_and_flip(frames, regions, positions, cfg.augment, cfg.student.image_size, cfg.data.seed)
+    datasets = torch.zeros_like(positions)
+    images, inside = augment(frames, regions, positions, datasets, cfg.augment, cfg.student.image_size, cfg.data.seed)
     valid = valid_patches(inside, patch, cfg.masks)
     return View(images, valid, draw_masks(valid, positions, cfg.masks, cfg.data.seed))
 

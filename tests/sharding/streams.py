@@ -14,7 +14,7 @@ from sharding.loader import StreamConfig, micro_batches
 from sharding.order import Mixture
 from sharding.shard_set import find_shards
 from sharding.stream import Batch, PositionDataset
-from train.augment import crop_and_flip
+from train.augment import augment
 from train.config import AugmentConfig, MaskConfig
 from train.masks import draw_masks, valid_patches
 
@@ -48,7 +48,8 @@ def global_batches(
 
 
 def _rows(batch: Batch) -> list[str]:
-    images, inside = crop_and_flip(batch.frames, batch.regions, batch.positions, AugmentConfig(), SIZE, seed=3)
+    datasets = torch.zeros_like(batch.positions)
+    images, inside = augment(batch.frames, batch.regions, batch.positions, datasets, AugmentConfig(), SIZE, seed=3)
     masks = draw_masks(valid_patches(inside, PATCH, MASKS), batch.positions, MASKS, seed=3)
     parts = (batch.frames, batch.regions, images, masks.context_ids, masks.target_ids, masks.target_weight)
     if (padding := batch.positions < 0).any():
