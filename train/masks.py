@@ -199,13 +199,14 @@ def _target_ids(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """L random valid patches of each block, (B, T, L), and which of them are real; the rest fill up with any id."""
     grid = _side(valid)
-    top, left, height, width = blocks[..., None].unbind(2)
-    slots = torch.arange(_largest(cfg, grid), device=valid.device)
+    top, left, height, width = blocks.int()[..., None].unbind(2)
+    slots = torch.arange(_largest(cfg, grid), dtype=torch.int32, device=valid.device)
     row = slots // width
-    ids = torch.where(row < height, (top + row) * grid + left + slots - row * width, 0)
-    usable = (row < height) & valid.gather(1, ids.flatten(1)).view_as(ids)
+    inside = row < height
+    ids = torch.where(inside, slots + row * (grid - width) + (top * grid + left), 0)
+    usable = inside & valid.gather(1, ids.flatten(1).long()).view_as(ids)
     order = shorts(*key, positions, ids[0].numel()).view_as(ids)
-    target_ids, rank = _highest(usable.int(), order, ids.int(), cfg.target_tokens)
+    target_ids, rank = _highest(usable.int(), order, ids, cfg.target_tokens)
     return target_ids, rank > 0
 
 
