@@ -132,7 +132,7 @@ def _speckle(positions: torch.Tensor, cfg: AugmentConfig, size: int, seed: int) 
     noise = functional.interpolate(field, size=(size, size), mode="bilinear")
     weights = functional.interpolate(torch.eye(cells, device=field.device)[None], size=size, mode="linear")
     even = weights.square().sum(dim=1).rsqrt()  # (1, A), of one axis; the other is the same
-    return noise.mul_(even * even.mT).mul_(strength[:, None, None, None]).add_(1).clamp_(min=0)
+    return noise.mul_(even * even.mT).mul_(strength[:, None, None, None]).add_(1)
 
 
 def _normals(draws: torch.Tensor, cells: int) -> torch.Tensor:

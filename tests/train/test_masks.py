@@ -172,6 +172,12 @@ def test_context_is_filled_from_the_region_then_outside_then_surplus() -> None:
     assert surplus > 0
 
 
+def test_the_rest_of_the_region_comes_before_what_is_outside() -> None:
+    cfg = with_(ONE_PATCH, context_scale=(0.1, 0.1), context_tokens=40)
+    valid = narrow()
+    assert valid[draw(cfg, 200, valid).context_ids].all()
+
+
 def test_context_is_filled_from_outside_the_block_only_when_it_is_used_up() -> None:
     masks = draw(with_(ONE_PATCH, context_scale=(0.25, 0.25), context_tokens=60), 200)  # a block of 7 x 7
     assert set(masks.filled.mul(60).round().int().tolist()) <= {11, 12}
@@ -227,6 +233,12 @@ def test_a_context_that_targets_cover_is_drawn_again() -> None:
     tried = draw(cfg, 1000)
     assert 0.1 < tried.rejected.mean() * 5 < 0.9  # one block of five
     assert tried.failed.mean() < tried.rejected.mean() / 3
+
+
+def test_masks_depend_on_seed_and_position() -> None:
+    masks = draw(USJEPA, 50)
+    assert not torch.equal(draw(USJEPA, 50, seed=1).context_ids, masks.context_ids)
+    assert len(masks.context_ids.unique(dim=0)) == len(masks.target_ids.unique(dim=0)) == 50
 
 
 def test_masks_of_one_image_are_independent() -> None:
