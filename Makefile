@@ -8,7 +8,7 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo elastic test lint format type shards pretrain probe ui bench-step bench-gpu bench-stream bench-remote bench-sharding formats phi fuzz torture
+.PHONY: help setup demo elastic test lint format type shards pretrain probe ui bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -58,6 +58,9 @@ phi: setup  ## what is left of planted letters, how much of the sector is kept; 
 
 fuzz: setup  ## 5,000 broken and hostile files: one outcome each, memory within limits
 	$(BIN)/python -m pipeline.bench.fuzz
+
+mask-stats: setup  ## mask recipes on whole frames, narrow, phased, convex, linear regions: tokens, fill, redraws, bias
+	$(BIN)/python -m pipeline.bench.mask_stats
 
 bench-remote: setup  ## after make bench-stream: from S3 over a slow and faulty link: first batch, rate, waiting
 	$(BIN)/python -m pipeline.bench.remote

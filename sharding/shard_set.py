@@ -29,17 +29,23 @@ class ShardSet:
         place: as the user gave it.
         shards: that hold training samples.
         sha256: identity of the data.
+        val_shards: that hold samples of the val split; tars of strangers have none.
 
     """
 
     place: str
     shards: tuple[Shard, ...]
     sha256: str
+    val_shards: tuple[Shard, ...] = ()
 
     @property
     def num_samples(self) -> int:
         """Training samples."""
         return sum(shard.num_samples for shard in self.shards)
+
+    def held_out(self) -> "ShardSet":
+        """The val split as a data set of its own."""
+        return ShardSet(self.place, self.val_shards, self.sha256)
 
 
 def find_shards(place: str, cache: ShardCache) -> ShardSet:
@@ -62,12 +68,15 @@ def find_shards(place: str, cache: ShardCache) -> ShardSet:
         found = _foreign(place, [_scanned(path) for path in _bar(paths)])
     else:
         manifest = load_manifest(place)
-        shards = tuple(
-            Shard(f"{place.rstrip('/')}/{info.name}", info.num_samples, info.num_bytes, info.sha256)
-            for info in manifest.shards
-            if info.split == "train"
+        train, val = (
+            tuple(
+                Shard(f"{place.rstrip('/')}/{info.name}", info.num_samples, info.num_bytes, info.sha256)
+                for info in manifest.shards
+                if info.split == split
+            )
+            for split in ("train", "val")
         )
-        found = ShardSet(place, shards, manifest.sha256())
+        found = ShardSet(place, train, manifest.sha256(), val)
     if not found.num_samples:
         raise InputError(f"shards: no training sample in {place}; us-jepa shards' report.html says what was refused")
     return found

@@ -38,6 +38,9 @@ def find_backbone(cfg: TeacherConfig) -> Backbone:
         InputError: no such source or file, no download, or weights that do not fit in name and shape.
 
     """
+    kind, colon, name = cfg.source.partition(":")
+    if colon and kind == "random" and is_timm_name(name):  # a control, and what --smoke takes
+        return described_backbone(timm_model(name, {}), name)
     return _folder(cfg) if Path(cfg.source).is_dir() else _timm_name(cfg)
 
 
@@ -62,7 +65,8 @@ def _folder(cfg: TeacherConfig) -> Backbone:
 def _timm_name(cfg: TeacherConfig) -> Backbone:
     if not is_timm_name(cfg.source):
         raise InputError(
-            f"teacher.source {cfg.source}: neither a folder (run directory or its encoder/) nor a timm model name"
+            f"teacher.source {cfg.source}: neither a folder (run directory or its encoder/) nor a timm model name, "
+            "which may follow `random:`"
         )
     if cfg.weights is None:
         if cfg.layout != "timm":

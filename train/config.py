@@ -92,7 +92,7 @@ class PredictorConfig(Section):
 
 
 class TeacherConfig(Section):
-    """The frozen teacher: a run directory, an encoder folder, or a timm name."""
+    """The frozen teacher: a run directory, an encoder folder, a timm name, or `random:` and a timm name."""
 
     source: str
     weights: Path | None = None  # for a timm name: a local file; none: timm's own download

@@ -29,12 +29,23 @@ def find_sets(cfg: PretrainConfig) -> list[ShardSet]:
 
 
 def open_dataset(cfg: PretrainConfig, sets: list[ShardSet]) -> PositionDataset:
-    """Samples by position."""
+    """Training samples by position."""
     allow_open_files()
-    counts = tuple(np.array([shard.num_samples for shard in found.shards], dtype=np.int64) for found in sets)
     data = cfg.data
-    mixture = Mixture(counts, data.seed, cfg.optim.batch, data.cap, data.weights, data.window, data.groups)
+    mixture = Mixture(_counts(sets), data.seed, cfg.optim.batch, data.cap, data.weights, data.window, data.groups)
     return PositionDataset(sets, mixture, data.canvas, _cache(cfg))
+
+
+def open_held_out(cfg: PretrainConfig, sets: list[ShardSet]) -> PositionDataset | None:
+    """Samples of the val split by position; None when there are none, or `data.val_samples` is 0."""
+    held_out = [found.held_out() for found in sets]
+    if not cfg.data.val_samples or not any(found.num_samples for found in held_out):
+        return None
+    return PositionDataset(held_out, Mixture(_counts(held_out), cfg.data.seed, cfg.optim.batch), cfg.data.canvas, _cache(cfg))
+
+
+def _counts(sets: list[ShardSet]) -> tuple[np.ndarray, ...]:
+    return tuple(np.array([shard.num_samples for shard in found.shards], dtype=np.int64) for found in sets)
 
 
 def stream_of_rank(cfg: PretrainConfig, rank: int, world: int) -> StreamConfig:

@@ -20,10 +20,20 @@ def uniforms(seed: int, purpose: int, positions: torch.Tensor, num: int) -> torc
         (B, num) float32.
 
     """
+    return ((_hashes(seed, purpose, positions, num) >> 40) & 0xFFFFFF).to(torch.float32) / 2**24
+
+
+def shorts(seed: int, purpose: int, positions: torch.Tensor, num: int) -> torch.Tensor:
+    """Independent draws of 16 bits, (B, num) int16, at a quarter of the cost: for places and orders of some patches."""
+    return _hashes(seed, purpose, positions, -(-num // 4)).view(torch.int16)[:, :num]
+
+
+def _hashes(seed: int, purpose: int, positions: torch.Tensor, num: int) -> torch.Tensor:
+    """(B, num) int64, every bit of which is random."""
     start = (seed * 0x100000001B3 + purpose) % 2**63
     keys = _mix(_mix(positions + start) + start)
     counters = torch.arange(1, num + 1, device=positions.device) * _INCREMENT
-    return ((_mix(keys[:, None] + counters) >> 40) & 0xFFFFFF).to(torch.float32) / 2**24
+    return _mix(keys[:, None] + counters)
 
 
 def _mix(values: torch.Tensor) -> torch.Tensor:

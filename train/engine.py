@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import time
 from typing import Any
 
 import deepspeed
@@ -13,16 +15,36 @@ from train.config import PretrainConfig
 from train.schedule import learning_rate, weight_decay
 
 _NO_DECAY_DIMENSIONS = 1  # biases, norms and tokens' gains are not decayed
+_SIDE = {False: 1024, True: 8192}  # of the matrices that are multiplied, on a GPU larger
+_TRIES = 5
 
 
 def start_distributed() -> tuple[int, int]:
     """Join the process group of deepspeed, torchrun, Slurm or nobody. Returns (rank, world)."""
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+        os.environ.update(_slurm())
     if "RANK" not in os.environ:  # plain `python train/pretrain.py`
         os.environ.update(alone | {"MASTER_PORT": str(_free_port())})
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return distributed.get_rank(), distributed.get_world_size()
+
+
+def _slurm() -> dict[str, str]:
+    """What the other launchers set, from what srun sets. The port follows from the job, so that two do not meet."""
+    said = os.environ
+    hosts = subprocess.run(
+        ["scontrol", "show", "hostnames", said["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
+    ).stdout.split()
+    return {
+        "RANK": said["SLURM_PROCID"],
+        "LOCAL_RANK": said["SLURM_LOCALID"],
+        "WORLD_SIZE": said["SLURM_NTASKS"],
+        "LOCAL_WORLD_SIZE": said["SLURM_NTASKS_PER_NODE"],
+        "MASTER_ADDR": said.get("MASTER_ADDR", hosts[0]),
+        "MASTER_PORT": said.get("MASTER_PORT", str(20_000 + int(said["SLURM_JOB_ID"]) % 20_000)),
+    }
 
 
 def _free_port() -> int:
@@ -38,7 +60,8 @@ def deepspeed_config(cfg: PretrainConfig, world: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": cfg.run.micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": cfg.optim.clip,
-        "zero_optimization": {"stage": cfg.run.zero_stage},
+        # copying all gradients into one buffer cost a third of a small model's step on a CPU
+        "zero_optimization": {"stage": cfg.run.zero_stage, "contiguous_gradients": False},
         # fp32 masters; DeepSpeed's own bf16 optimizer leaked gradients between steps until 0.19.1
         "torch_autocast": {"enabled": cfg.optim.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 10**9,
@@ -52,7 +75,29 @@ def build_engine(module: nn.Module, cfg: PretrainConfig, world: int) -> Any:  # 
     groups = [{"params": matrices, "decayed": True}, {"params": others, "decayed": False, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=cfg.optim.lr, betas=cfg.optim.betas, fused=torch.cuda.is_available())
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(cfg, world))
+    if cfg.run.compile:
+        engine.compile(compile_kwargs={"dynamic": False})
     return engine
+
+
+def gradient_norm(engine: Any) -> float:  # noqa: ANN401
+    """Of the last step before clipping, over all ranks; waits for the device."""
+    norm = engine.get_global_grad_norm()
+    return 0.0 if norm is None else float(norm)
+
+
+def matmul_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s that a device reaches in one large matrix product: what a step is measured against."""
+    side = _SIDE[device.type == "cuda"]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(_TRIES):
+        started = time.perf_counter()
+        product = left @ right
+        float(product[0, 0])  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return 2 * side**3 / min(seconds)
 
 
 def set_schedule(engine: Any, step: int, cfg: PretrainConfig) -> None:  # noqa: ANN401

@@ -6,7 +6,7 @@ Dimensions: N patches, K of them shown, T targets of L tokens.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from train.config import PretrainConfig
 from train.model import LatentPredictor
+from train.objectives.distill import Distiller
 
 _PASSES = 3  # forward once, backward twice
 
@@ -33,6 +34,9 @@ class Cost:
     flops: int
 
 
+Costs: TypeAlias = dict[str, Cost | None]  # of student, predictor and teacher
+
+
 @dataclass(frozen=True)
 class PredictorShape:
     """Width and depth of a predictor's blocks, and the widths of what comes in and goes out."""
@@ -43,7 +47,7 @@ class PredictorShape:
     latent_width: int
 
 
-def costs_of(cfg: PretrainConfig, latent_width: int, teacher: Any = None) -> dict[str, Cost | None]:  # noqa: ANN401
+def costs_of(cfg: PretrainConfig, latent_width: int, teacher: Any = None) -> Costs:  # noqa: ANN401
     """Costs of `student`, `predictor` and `teacher`, for the first mask of an image.
 
     Args:
@@ -56,24 +60,48 @@ def costs_of(cfg: PretrainConfig, latent_width: int, teacher: Any = None) -> dic
 
     """
     with torch.device("meta"):
-        module = LatentPredictor(cfg, latent_width)
-    student: Any = module.student
-    shown = student.grid**2 if cfg.objective == "distill" else cfg.masks.context_tokens
-    shape = PredictorShape(cfg.predictor.width, cfg.predictor.depth, student.width, latent_width)
-    targets = (cfg.masks.num_targets, cfg.masks.target_tokens)
-    predicted = predictor_flops(shape, shown, targets, joint=cfg.predictor.mode == "joint")
+        module: Any = (Distiller if cfg.objective == "distill" else LatentPredictor)(cfg, latent_width)
+    student = module.student
     teacher = student if cfg.objective == "ema" else teacher
+    all_patches = student.grid**2
+    if cfg.objective == "distill":
+        shown = all_patches
+        head = Cost(params_of(module.project), 2 * all_patches * student.width * latent_width)
+    else:
+        shown = cfg.masks.context_tokens
+        shape = PredictorShape(cfg.predictor.width, cfg.predictor.depth, student.width, latent_width)
+        targets = (cfg.masks.num_targets, cfg.masks.target_tokens)
+        joint = cfg.predictor.mode == "joint"
+        head = Cost(params_of(module.predictor), predictor_flops(shape, shown, targets, joint=joint))
     return {
         "student": Cost(params_of(student), vit_flops(student.vit, shown)),
-        "predictor": Cost(params_of(module.predictor), predicted),
+        "predictor": head,
         "teacher": None if teacher is None else _teacher_cost(teacher, cfg.student.image_size),
     }
 
 
-def step_flops(costs: dict[str, Cost | None], num_masks: int = 1) -> int:
-    """Operations of a step per image: teacher + 3 x (student + predictor) for each mask that shares the teacher."""
+def step_flops(costs: Costs) -> int:
+    """Operations of a step per image and mask: teacher + 3 x (student + predictor)."""
     flops = {part: cost.flops for part, cost in costs.items() if cost is not None}
-    return flops.get("teacher", 0) + _PASSES * num_masks * (flops["student"] + flops["predictor"])
+    return flops.get("teacher", 0) + _PASSES * (flops["student"] + flops["predictor"])
+
+
+def step_flops_of(cfg: PretrainConfig, latent_width: int, teacher: Any = None) -> int:  # noqa: ANN401
+    """Operations of a step per image: further masks share the teacher's pass. Arguments as in costs_of."""
+    total = step_flops(costs_of(cfg, latent_width, teacher))
+    for mask in cfg.masks.more if cfg.objective != "distill" else ():
+        costs = costs_of(cfg.model_copy(update={"masks": mask}), latent_width)
+        total += step_flops(costs | {"teacher": None})
+    return total
+
+
+def describe_costs(costs: Costs) -> str:
+    """One line per part."""
+    return "\n".join(
+        f"{part:9} {cost.params / 1e6:7.1f} M weights {cost.flops / 1e9:8.2f} GFLOP per image"
+        for part, cost in costs.items()
+        if cost is not None
+    )
 
 
 def transformer_flops(tokens: int, width: int, depth: int, mlp_ratio: float = 4.0) -> int:

@@ -1,100 +1,150 @@
-"""One optimizer step, and what must happen once before the first: measure the targets, or resume.
+"""One optimizer step. All of it happens on the device and is a function of the sample positions.
 
-Everything on the device is a function of the sample positions. Dimensions: B images, S pixels a side, N patches.
+Dimensions: B images, S pixels a side, N patches, T targets of L tokens, D channels of the targets.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import distributed
 
-from sharding.loader import StreamConfig, micro_batches
-from sharding.order import micro_batches_per_step
-from sharding.stream import Batch, PositionDataset, split_pixels
-from train.augment import crop_and_flip
-from train.checkpoint import Checkpoint, restore_moments
+from sharding.stream import Batch, split_pixels
+from train.augment import augment, centre
 from train.config import PretrainConfig
-from train.engine import set_still
-from train.masks import Masks, draw_masks, valid_patches
-from train.objectives.pixel import PixelTargets
-from train.objectives.salt import SaltTargets
-from train.tracking import Tracker
+from train.health import Means
+from train.masks import Masks, valid_patches
+from train.model import distance
+from train.objective import Objective
 
-Targets = SaltTargets | PixelTargets
+Draw = Callable[[torch.Tensor, torch.Tensor], tuple[Masks, ...]]
+STATISTICS = (
+    "train/loss", "train/loss_of_predicting_the_mean", "train/loss_of_predicting_the_position",
+    "train/cosine", "train/predicted_deviation", "train/target_deviation",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class View:
-    """One micro batch on the device, as the step sees it: images (B, 1, S, S) in 0..1, valid (B, N) bool, masks."""
+class View(NamedTuple):
+    """One micro batch on the device, as the step sees it.
+
+    Attributes:
+        images: (B, 1, S, S) float32 in 0..1.
+        valid: (B, N) bool.
+        masks: of these images.
+
+    """
 
     images: torch.Tensor
     valid: torch.Tensor
-    masks: Masks
+    masks: tuple[Masks, ...]
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that a rank needs for its steps."""
+class Prepared(NamedTuple):
+    """What does not depend on the student, so that it may be computed ahead.
 
-    cfg: PretrainConfig
-    engine: Any
-    targets: Targets
-    dataset: PositionDataset
-    rank: int
-    world: int
-    tracker: Tracker | None
+    Attributes:
+        view: images and masks.
+        wanted: (B, T, L, D) float32, the targets of each mask.
+        baselines: (2,) float32, weighted sums of the loss of predicting the mean target, and the mean at its position.
+        weight: () float32, real target tokens.
 
+    """
 
-def view_of(batch: Batch, cfg: PretrainConfig, patch: int, device: torch.device) -> View:
-    """Move, crop and flip, and draw masks; all of it a function of the sample positions."""
-    positions = batch.positions.to(device, non_blocking=True)
-    frames, regions = split_pixels(batch.pixels.to(device, non_blocking=True))
-    images, inside = crop_and_flip(frames, regions, positions, cfg.augment, cfg.student.image_size, cfg.data.seed)
-    valid = valid_patches(inside, patch, cfg.masks)
-    return View(images, valid, draw_masks(valid, positions, cfg.masks, cfg.data.seed))
+    view: View
+    wanted: tuple[torch.Tensor, ...]
+    baselines: torch.Tensor
+    weight: torch.Tensor
 
 
-def run_step(job: Job, views: list[View]) -> tuple[torch.Tensor, torch.Tensor]:
-    """One optimizer step: loss and baseline as this rank's share of the global mean, still on the device."""
-    scale = 1 / total_weight(views).clamp(min=1)
+class Looker:
+    """Batches on the host to views on the device.
+
+    Args:
+        cfg: of the run.
+        patch: pixels a side.
+        draw: Objective.masks.
+        device: to move to.
+
+    """
+
+    def __init__(self, cfg: PretrainConfig, patch: int, draw: Draw, device: torch.device) -> None:
+        self._cfg, self._patch, self._draw, self._device = cfg, patch, draw, device
+        self._augmented: Callable[..., View] = self._look
+        if cfg.run.compile:
+            self._augmented = torch.compile(self._look, dynamic=False)
+
+    def __call__(self, batch: Batch, *, still: bool = False) -> View:
+        """Move, augment, and draw masks; `still` shows the whole canvas as it is, for validation."""
+        parts = (batch.pixels, batch.positions, batch.datasets)
+        pixels, positions, datasets = (part.to(self._device, non_blocking=True) for part in parts)
+        return (self._look if still else self._augmented)(pixels, positions, datasets, still)
+
+    def _look(self, pixels: torch.Tensor, positions: torch.Tensor, datasets: torch.Tensor, still: bool) -> View:
+        cfg = self._cfg
+        frames, regions = split_pixels(pixels)
+        size = cfg.student.image_size
+        if still:
+            images, inside = centre(frames, regions, size)
+        else:
+            images, inside = augment(frames, regions, positions, datasets, cfg.augment, size, cfg.data.seed)
+        valid = valid_patches(inside, self._patch, cfg.masks)
+        return View(images, valid, self._draw(valid, positions))
+
+
+@torch.no_grad()
+def prepare(view: View, objective: Objective, means: Means, cfg: PretrainConfig) -> Prepared:
+    """Targets of a view, at its masks, and what they cost a student that knows only their means."""
+    latents = objective.targets(view.images)
+    wanted = tuple(_at(latents, mask.target_ids) for mask in view.masks)
+    baselines = latents.new_zeros(2)
+    for target, mask in zip(wanted, view.masks, strict=True):
+        for number, guess in enumerate((means.overall.expand_as(target), means.at_position[mask.target_ids])):
+            baselines[number] += (distance(guess, target, cfg.target) * mask.target_weight).sum()
+    weight = torch.stack([mask.target_weight.sum() for mask in view.masks]).sum()
+    return Prepared(view, wanted, baselines, weight)
+
+
+def _at(latents: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
+    """Latents (B, N, D) at target_ids (B, T, L): (B, T, L, D)."""
+    ids = target_ids.flatten(1)[..., None].expand(-1, -1, latents.shape[-1])
+    return latents.gather(1, ids).unflatten(1, target_ids.shape[1:])
+
+
+def run_step(engine: Any, prepared: list[Prepared], world: int) -> torch.Tensor:  # noqa: ANN401 - DeepSpeed has no types
+    """One optimizer step over the micro batches of this rank.
+
+    Returns:
+        (6,) float32 in the order of STATISTICS, this rank's share of each mean over all real targets; on the device.
+
+    """
+    scale = step_scale(prepared)
     # DeepSpeed averages over ranks and micro batches; ours is a mean over all real targets of the step
-    undo_averaging = job.world * len(views)
-    totals = torch.zeros(2, device=job.engine.device)
-    for view in views:
-        wanted = job.targets(view.images)
-        loss, baseline = job.engine(view.images, view.masks, wanted, scale)
-        job.engine.backward(loss * undo_averaging)
-        job.engine.step()  # updates the weights on the last micro batch only
-        totals += torch.stack([loss.detach(), baseline])
-    return totals[0], totals[1]
+    undo_averaging = world * len(prepared)
+
+    def update(loss: torch.Tensor) -> None:
+        engine.backward(loss * undo_averaging)
+        engine.step()  # updates the weights on the last micro batch only
+
+    return summed(engine, prepared, scale, update)
 
 
-def total_weight(views: list[View]) -> torch.Tensor:
-    """Real target tokens of the step over all ranks, () float32."""
-    total = torch.stack([view.masks.target_weight.sum() for view in views]).sum()
+def step_scale(prepared: list[Prepared]) -> torch.Tensor:
+    """() float32: one over the real target tokens of all ranks."""
+    total = torch.stack([part.weight for part in prepared]).sum()
     distributed.all_reduce(total)
-    return total
+    return 1 / total.clamp(min=1)
 
 
-def measure_targets(job: Job, patch: int) -> None:
-    """Measure the normalisation on the first global batches: every rank computes the same from the same samples."""
-    cfg = job.cfg
-    stream = StreamConfig(cfg.optim.batch, rank=0, world=1, num_workers=0)
-    batches = micro_batches(job.dataset, stream, start=0)
-    views = (view_of(next(batches), cfg, patch, job.engine.device) for _ in range(cfg.target.measure_batches))
-    job.targets.measure((view.images, view.valid) for view in views)
-
-
-def resume(job: Job, checkpoint: Checkpoint, stream: Iterator[Batch]) -> None:
-    """Bring back moments and target normalisation; the weights were loaded before the engine was built."""
-    if isinstance(job.targets, SaltTargets):
-        device = job.engine.device
-        job.targets.shift = checkpoint.tensors["target.shift"].to(device)
-        job.targets.scale = checkpoint.tensors["target.scale"].to(device)
-    set_still(job.engine)  # AdamW makes its state on its first step: take one that changes nothing
-    patch = job.engine.module.student.patch
-    num = micro_batches_per_step(job.cfg.optim.batch, job.cfg.run.micro_batch, job.world)
-    run_step(job, [view_of(next(stream), job.cfg, patch, job.engine.device) for _ in range(num)])
-    restore_moments(job.engine, checkpoint)
+def summed(
+    engine: Any,  # noqa: ANN401
+    prepared: list[Prepared],
+    scale: torch.Tensor,
+    after_each: Callable[[torch.Tensor], None],
+) -> torch.Tensor:
+    """Statistics (6,) of micro batches, each weighted by `scale`; after_each gets its loss."""
+    totals = torch.zeros(len(STATISTICS), device=scale.device)
+    for part in prepared:
+        loss, statistics = engine(part.view.images, part.view.masks, part.wanted, scale)
+        after_each(loss)
+        totals += torch.cat([loss.detach()[None], part.baselines * scale, torch.stack(statistics)])
+    return totals

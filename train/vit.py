@@ -5,12 +5,13 @@ Dimensions: B images, S pixels a side, N patches, K patches that are shown, T ta
 
 import json
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from sharding.recording import InputError
 
@@ -68,6 +69,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.arch, self.model_args = arch, model_args
         self.mean, self.std = mean, std
+        self.checkpoint_activations = False
         self.vit = timm_model(arch, model_args)
         if not isinstance(self.vit, VisionTransformer):
             raise InputError(
@@ -116,7 +118,10 @@ class Encoder(nn.Module):
             tokens = torch.cat([tokens[:, :num_prefix], shown], dim=1)
         tokens = self.vit.norm_pre(tokens)
         for block in self.vit.blocks:
-            tokens = block(tokens)
+            if self.checkpoint_activations and self.training:
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
         normed: torch.Tensor = self.vit.norm(tokens)[:, num_prefix:]
         return normed
 
@@ -157,20 +162,31 @@ def position_code(grid: int, width: int) -> torch.Tensor:
 
 
 class Predictor(nn.Module):
-    """Context tokens to latents at the targets, in one packed sequence of context and mask tokens.
+    """Context tokens to latents at the targets.
 
     Args:
         grid: patches per side.
         student_width: D of the student.
         latent_width: D of the targets.
         width, depth, num_heads: of its own blocks.
+        mode: `joint`: one packed sequence of context and the mask tokens of all targets, which see each other's
+            positions. `per_block`: each target by itself after the context, as in I-JEPA.
 
     """
 
     def __init__(
-        self, grid: int, student_width: int, latent_width: int, *, width: int, depth: int, num_heads: int
+        self,
+        grid: int,
+        student_width: int,
+        latent_width: int,
+        *,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mode: Literal["joint", "per_block"] = "joint",
     ) -> None:
         super().__init__()
+        self.is_joint = mode == "joint"
         self.embed = nn.Linear(student_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.ModuleList(Block(width, num_heads, qkv_bias=True) for _ in range(depth))
@@ -181,14 +197,19 @@ class Predictor(nn.Module):
 
     def forward(self, context: torch.Tensor, context_ids: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
         """Predict; context (B, K, D), context_ids (B, K), target_ids (B, T, L) -> (B, T, L, D of the targets)."""
-        num_images, num_targets, num_tokens = target_ids.shape
         shown = self.embed(context) + self._positions(context_ids)
-        asked = self.mask_token + self._positions(target_ids.flatten(1))
-        tokens = torch.cat([shown, asked], dim=1)
+        if self.is_joint:
+            return self._predict(shown, target_ids.flatten(1)).unflatten(1, target_ids.shape[1:])
+        repeated = shown.repeat_interleave(target_ids.shape[1], dim=0)
+        return self._predict(repeated, target_ids.flatten(0, 1)).unflatten(0, target_ids.shape[:2])
+
+    def _predict(self, shown: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Context (b, K, width) and ids (b, n) of the asked patches -> (b, n, D of the targets)."""
+        tokens = torch.cat([shown, self.mask_token + self._positions(ids)], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
         predicted: torch.Tensor = self.project(self.norm(tokens[:, shown.shape[1] :]))
-        return predicted.view(num_images, num_targets, num_tokens, -1)
+        return predicted
 
     def _positions(self, ids: torch.Tensor) -> torch.Tensor:
         code = self.get_buffer("positions")

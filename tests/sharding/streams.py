@@ -14,7 +14,7 @@ from sharding.loader import StreamConfig, micro_batches
 from sharding.order import Mixture
 from sharding.shard_set import find_shards
 from sharding.stream import Batch, PositionDataset, split_pixels
-from train.augment import crop_and_flip
+from train.augment import augment
 from train.config import AugmentConfig, MaskConfig
 from train.masks import draw_masks, valid_patches
 
@@ -49,7 +49,8 @@ def global_batches(
 
 def _rows(batch: Batch) -> list[str]:
     frames, regions = split_pixels(batch.pixels)
-    images, inside = crop_and_flip(frames, regions, batch.positions, AugmentConfig(), SIZE, seed=3)
+    cfg = AugmentConfig()
+    images, inside = augment(frames, regions, batch.positions, batch.datasets, cfg, SIZE, seed=3)
     masks = draw_masks(valid_patches(inside, PATCH, MASKS), batch.positions, MASKS, seed=3)
     parts = (frames, regions, images, masks.context_ids, masks.target_ids, masks.target_weight)
     if (padding := batch.positions < 0).any():

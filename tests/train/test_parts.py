@@ -1,4 +1,4 @@
-"""Config, draws, masks, augmentation, model, teacher, schedules."""
+"""Config, draws, model, teacher, schedules."""
 
 from pathlib import Path
 
@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 from sharding.recording import InputError
 from tests.conftest import ROOT
-from train.augment import crop_and_flip
-from train.config import AugmentConfig, MaskConfig, OptimConfig, TargetConfig
+from train.config import MaskConfig, OptimConfig, TargetConfig
 from train.config_file import load_config, save_config
 from train.draws import uniforms
 from train.engine import deepspeed_config
-from train.masks import check_masks, draw_masks, valid_patches
+from train.masks import check_masks, draw_masks
 from train.model import LatentPredictor
 from train.objectives.pixel import PixelTargets
 from train.objectives.salt import salt_targets
@@ -23,7 +22,6 @@ from train.schedule import due, learning_rate, weight_decay
 from train.vit import load_encoder, load_strictly, new_student, save_encoder
 
 ARCH = "vit_tiny_patch16_224"
-MASKS = MaskConfig(context_tokens=40, target_tokens=14, min_patches=8)
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -79,79 +77,6 @@ def test_draws_are_uniform_and_independent_between_purposes() -> None:
     other = uniforms(0, 2, torch.arange(20_000), 1)
     assert abs(torch.corrcoef(torch.stack([draws[:, 0], draws[:, 1]]))[0, 1]) < 0.03
     assert abs(torch.corrcoef(torch.stack([draws[:, 0], other[:, 0]]))[0, 1]) < 0.03
-
-
-@given(seed=st.integers(0, 99), start=st.integers(0, 10**6), share=st.floats(0.15, 1))
-@settings(max_examples=25, deadline=None)
-def test_context_never_shows_a_target_and_targets_lie_in_the_region(seed: int, start: int, share: float) -> None:
-    positions = torch.arange(start, start + 16)
-    valid = torch.rand(16, 196, generator=torch.Generator().manual_seed(seed)) < share
-    masks = draw_masks(valid, positions, MASKS, seed)
-    assert masks.context_ids.shape == (16, 40)
-    assert masks.target_ids.shape == masks.target_weight.shape == (16, 4, 14)
-    for image in range(16):
-        real = masks.target_weight[image] > 0
-        targets = set(masks.target_ids[image][real].tolist())
-        assert not targets & set(masks.context_ids[image].tolist())
-        assert valid[image][list(targets)].all()
-        assert len(set(masks.context_ids[image].tolist())) == 40
-
-
-def test_masks_do_not_depend_on_the_micro_batch() -> None:
-    valid, positions = torch.ones(12, 196, dtype=torch.bool), torch.arange(12)
-    whole = draw_masks(valid, positions, MASKS, seed=3)
-    parts = [draw_masks(valid[i : i + 5], positions[i : i + 5], MASKS, seed=3) for i in (0, 5, 10)]
-    assert torch.equal(torch.cat([part.context_ids for part in parts]), whole.context_ids)
-    assert torch.equal(torch.cat([part.target_ids for part in parts]), whole.target_ids)
-
-
-def test_every_patch_can_be_context_and_target_and_no_row_is_starved() -> None:
-    masks = draw_masks(torch.ones(3000, 196, dtype=torch.bool), torch.arange(3000), MASKS, seed=0)
-    context = torch.bincount(masks.context_ids.flatten(), minlength=196).view(14, 14).float()
-    targets = torch.bincount(masks.target_ids[masks.target_weight > 0], minlength=196).view(14, 14).float()
-    assert context.min() > 0
-    assert targets.min() > 0
-    assert torch.allclose(context.sum(1), context.sum(1).flip(0), rtol=0.15)
-
-
-def test_an_image_without_region_has_no_weight() -> None:
-    valid = torch.ones(3, 196, dtype=torch.bool)
-    valid[1] = False
-    weight = draw_masks(valid, torch.arange(3), MASKS, seed=0).target_weight.sum(dim=(1, 2))
-    assert weight[1] == 0
-    assert weight[0] > 0
-
-
-def test_region_conditioning_is_a_switch_and_padding_never_counts() -> None:
-    regions = torch.zeros(2, 1, 32, 32)
-    regions[0, :, :16, :16] = 1
-    assert valid_patches(regions, 16, MaskConfig()).tolist() == [[True, False, False, False], [False] * 4]
-    assert valid_patches(regions, 16, MaskConfig(region=False)).tolist() == [[True] * 4, [False] * 4]
-
-
-def test_masks_that_cannot_be_filled_name_the_numbers() -> None:
-    with pytest.raises(InputError, match=r"masks\.context_tokens is 180: on a 14 x 14 grid 4 targets of up to"):
-        check_masks(MaskConfig(context_tokens=180), 14)
-
-
-def test_crops_are_keyed_by_position_and_move_frame_and_region_alike() -> None:
-    frames = torch.randint(1, 255, (6, 1, 40, 40), dtype=torch.uint8)
-    regions = torch.full_like(frames, 255)
-    regions[..., :20] = 0
-    positions = torch.arange(6)
-    cropped, mask = crop_and_flip(frames, regions, positions, AugmentConfig(), 32, seed=0)
-    assert ((cropped > 0) == (mask > 0)).all()
-    alone, _ = crop_and_flip(frames[4:5], regions[4:5], positions[4:5], AugmentConfig(), 32, seed=0)
-    assert torch.allclose(alone, cropped[4:5])
-    other, _ = crop_and_flip(frames, regions, positions + 100, AugmentConfig(), 32, seed=0)
-    assert not torch.allclose(other, cropped)
-
-
-def test_a_whole_crop_without_flips_is_the_frame() -> None:
-    frames = torch.randint(0, 255, (2, 1, 32, 32), dtype=torch.uint8)
-    cfg = AugmentConfig(crop_scale=(1, 1), crop_aspect=(1, 1), horizontal_flip=(0,), vertical_flip=(0,))
-    cropped, _ = crop_and_flip(frames, torch.full_like(frames, 255), torch.arange(2), cfg, 32, seed=0)
-    assert torch.allclose(cropped, frames / 255, atol=1e-5)
 
 
 def test_shown_tokens_equal_the_full_forward_when_all_are_shown() -> None:

@@ -1,0 +1,89 @@
+"""The held-out loss: fixed images of patients that training never sees, fixed masks, no augmentation.
+
+Dimensions: B images, N patches, F channels of the student's features.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import distributed
+
+from sharding.order import slice_of_rank
+from sharding.stream import Batch
+from train.health import effective_rank, measure_means, spread
+from train.job import Job
+from train.step import STATISTICS, View, prepare, summed
+
+
+class Validation(NamedTuple):
+    """What one validation found.
+
+    Attributes:
+        metrics: by name; the same on every rank.
+        view: the first micro batch of this rank.
+        tokens: (B, N, F) float32, the student's of that view.
+
+    """
+
+    metrics: dict[str, float]
+    view: View
+    tokens: torch.Tensor
+
+
+@torch.no_grad()
+def validate(job: Job) -> Validation | None:
+    """Score the val split; None without one. Every rank must call it."""
+    if job.held_out is None:
+        return None
+    if not job.objective.is_frozen:  # targets moved, and their means with them
+        found = measure_means(job.objective.targets, ((v.images, v.valid) for v in _views(job)))
+        for mean, new in zip(job.means, found, strict=True):
+            distributed.all_reduce(new)
+            mean.copy_(new / job.world)
+    job.engine.eval()
+    one = torch.ones((), device=job.engine.device)
+    totals = torch.zeros(len(STATISTICS) + 1, device=job.engine.device)
+    features, first = [], None
+    for view in _views(job):
+        part = prepare(view, job.objective, job.means, job.cfg)
+        totals += torch.cat([summed(job.engine, [part], one, lambda loss: None), part.weight[None]])
+        tokens = job.engine(view.images).float()
+        features.append(_pooled(tokens, view.valid))
+        first = first or (view, tokens)
+    job.engine.train()
+    assert first is not None
+    distributed.all_reduce(totals)
+    *sums, weight = totals.tolist()
+    metrics = {
+        name.replace("train/", "val/"): value / max(weight, 1) for name, value in zip(STATISTICS, sums, strict=True)
+    }
+    return Validation(metrics | _spread_of(torch.cat(features)), *first)
+
+
+def _views(job: Job) -> Iterator[View]:
+    assert job.held_out is not None
+    num, batch = min(job.cfg.data.val_samples, job.held_out.order.num_samples), job.cfg.optim.batch
+    for start in range(0, num, batch):
+        positions = np.arange(start, min(start + batch, num))
+        for micro in slice_of_rank(positions, job.cfg.run.micro_batch, job.rank, job.world):
+            found: Batch = job.held_out.batch(micro)
+            yield job.look(found, still=True)
+
+
+def _pooled(tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Mean over the valid patches, and whether there is one, (B, F + 1)."""
+    weight = valid.float()[..., None]
+    mean = (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+    return torch.cat([mean, valid.any(dim=1, keepdim=True).float()], dim=1)
+
+
+def _spread_of(features: torch.Tensor) -> dict[str, float]:
+    gathered = [torch.empty_like(features) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(gathered, features)
+    rows = torch.cat(gathered)
+    rows = rows[rows[:, -1] > 0, :-1]
+    if len(rows) <= 1:
+        return {}
+    return {"health/effective_rank": effective_rank(rows), "health/feature_spread": spread(rows)}
