@@ -20,7 +20,7 @@ from sharding.order import micro_batches_per_step
 from sharding.recording import InputError
 from sharding.shard_set import ShardSet
 from sharding.stream import CAUSES, Batch
-from train.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from train.checkpoint import Checkpoint, CheckpointStore, latest_checkpoint
 from train.config import PretrainConfig
 from train.config_file import flat_config, load_config, results_differ, save_config
 from train.data import ReadFacts, find_sets, open_dataset, reduce_reading, stream_of_rank
@@ -36,7 +36,7 @@ from train.tracking import Tracker, git_commit, tracking_uri
 from train.vit import load_strictly, new_student, save_encoder
 
 
-def train(job: Job, stream: Iterator[Batch], start: int) -> None:
+def train(job: Job, stream: Iterator[Batch], start: int, store: CheckpointStore) -> None:
     """Run optimizer steps start..steps."""
     cfg, device, patch = job.cfg, job.engine.device, job.engine.module.student.patch
     num_micro_batches = micro_batches_per_step(cfg.optim.batch, cfg.run.micro_batch, job.world)
@@ -57,7 +57,7 @@ def train(job: Job, stream: Iterator[Batch], start: int) -> None:
             log_step(job, step, loss, baseline, views, read)
             clock, waited = time.perf_counter(), 0.0
         if due(step, cfg.run.save_every, cfg.optim.steps):
-            save_checkpoint(job.engine, step + 1, target_tensors(job.targets), cfg.run.dir, cfg.run.keep)
+            store.save(job.engine, step + 1, target_tensors(job.targets))
 
 
 def log_step(
@@ -195,18 +195,20 @@ def build(
 def run(job: Job, checkpoint: Checkpoint | None, start: int, facts: dict[str, str]) -> None:
     """Resume or measure, train, export."""
     cfg = job.cfg
+    store = CheckpointStore(cfg.run.dir, cfg.run.keep, cfg.run.copy_to)
     stream_cfg = stream_of_rank(cfg, job.rank, job.world)
     if start < cfg.optim.steps:
         if checkpoint is None:
             measure_targets(job, job.engine.module.student.patch)
         else:
             resume(job, checkpoint, micro_batches(job.dataset, stream_cfg, start))
-        train(job, micro_batches(job.dataset, stream_cfg, start), start)
+        train(job, micro_batches(job.dataset, stream_cfg, start), start, store)
     if job.tracker is not None:
         export(cfg, facts)
         job.tracker.artifact(cfg.run.dir / "encoder", "encoder")
         job.tracker.artifact(cfg.run.dir / "config.yaml")
         print(f"encoder: {cfg.run.dir / 'encoder'}\nnext: us-jepa probe {cfg.run.dir} --data FOLDER_WITH_LABELS_CSV")
+    store.close()
 
 
 def export(cfg: PretrainConfig, facts: dict[str, str]) -> None:
