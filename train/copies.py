@@ -1,20 +1,14 @@
 """Copies of finished checkpoints in another folder or at a URL, made by one thread behind training's back."""
 
 import json
-import logging
-import threading
-import time
 from pathlib import Path
 
 from sharding.recording import InputError
 from sharding.store import Store
+from train.shipper import Shipper
 
-_RETRY_SECONDS = 30.0
-_LAST_TRIES = 3  # when the run ends
-_LAST_RETRY_SECONDS = 2.0
-_CLOSE_SECONDS = 900.0
+_SLOWEST_UPLOAD = 2**20  # bytes per second
 _RECORD = "copied.json"
-_log = logging.getLogger(__name__)
 
 
 class Copies:
@@ -36,63 +30,36 @@ class Copies:
         self._folder, self._record = folder, Store(folder)
         self._store = _open(place)
         self._done = self._load()
-        self._error: Exception | None = None
-        self._changed, self._closing = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="copies")
-        self._changed.set()  # what an earlier process left undone
-        self._thread.start()
+        self._shipper = Shipper(f"run.copy_to {place}", self._mirror)
+        self._shipper.start()
 
     def refresh(self) -> None:
         """Say that the folder has changed."""
-        self._changed.set()
+        self._shipper.wake()
 
     def close(self) -> None:
-        """Wait, a quarter of an hour at most, until everything is copied.
+        """Wait until everything is copied.
 
         Raises:
             InputError: it could not be; names place and cause.
 
         """
-        self._closing.set()
-        self._changed.set()
-        self._thread.join(_CLOSE_SECONDS)
-        if self._thread.is_alive():
-            self._error = TimeoutError(f"no end after {_CLOSE_SECONDS:.0f} s")
-        if self._error is not None:
+        if not self._shipper.close():
             raise InputError(
-                f"run.copy_to: {self._store.place} lacks {', '.join(self._missing()) or 'nothing, but has old copies'} "
-                f"({self._error}); run the same command again when it can be written to"
-            ) from self._error
+                f"run.copy_to: {self._store.place} is not up to date ({self._shipper.trouble or 'no answer'}; without "
+                f"{', '.join(self._missing()) or 'nothing, but old ones are left'}); run the same command again when "
+                "it can be written to"
+            )
 
-    def _run(self) -> None:
-        tries = 0
-        while True:
-            self._changed.wait()
-            self._changed.clear()
-            is_closing = self._closing.is_set()
-            tries += is_closing
-            self._try_once()
-            if is_closing and (self._error is None or tries == _LAST_TRIES):
-                return
-            if self._error is not None:
-                time.sleep(_LAST_RETRY_SECONDS) if is_closing else self._closing.wait(_RETRY_SECONDS)
-                self._changed.set()
-
-    def _try_once(self) -> None:
-        try:
-            self._copy_missing()
-            self._remove_old()
-        except Exception as error:  # every backend has its own; said here, tried again, raised by close
-            if self._error is None:
-                _log.warning("run.copy_to %s: no copy for now (%s); training goes on", self._store.place, error)
-            self._error = error
-        else:
-            self._error = None
+    def _mirror(self) -> None:
+        self._copy_missing()
+        self._remove_old()
 
     def _copy_missing(self) -> None:
         while missing := self._missing():
             name, stamp = missing.popitem()  # the newest
             try:
+                self._shipper.expects(name, (self._folder / name).stat().st_size / _SLOWEST_UPLOAD)
                 self._store.upload(self._folder / name, name)
             except FileNotFoundError:
                 if (self._folder / name).exists():  # then it is the place that is missing
@@ -100,6 +67,7 @@ class Copies:
             else:
                 self._done[name] = stamp
                 self._save()
+                self._shipper.progressed()
 
     def _remove_old(self) -> None:
         for name in [name for name in self._done if not (self._folder / name).exists()]:

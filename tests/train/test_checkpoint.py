@@ -15,7 +15,7 @@ import torch
 from deepspeed import DeepSpeedEngine
 from torch import nn
 
-import train.copies
+import train.shipper
 import train.tensor_file
 from sharding.recording import InputError
 from sharding.store import Store
@@ -353,14 +353,14 @@ def break_place(place: Path) -> None:
 def test_a_failing_copy_is_a_warning_and_tried_again(
     engine: DeepSpeedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(train.copies, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(train.shipper, "_RETRY_SECONDS", 0.05)
     place = tmp_path / "copies" / "run"
     store = CheckpointStore(tmp_path / "run", keep=1, copy_to=str(tmp_path / "copies"))
     break_place(place)
     with caplog.at_level(logging.WARNING):
         store.save(engine, 1, {})
         time.sleep(0.3)
-    assert caplog.text.count(f"run.copy_to {place}: no copy for now (") == 1
+    assert caplog.text.count(f"run.copy_to {place} fails (") == 1
     place.unlink()
     place.mkdir()
     wait_until(lambda: bool(names(place)))  # without a further save
@@ -371,11 +371,14 @@ def test_a_failing_copy_is_a_warning_and_tried_again(
 def test_a_copy_that_never_succeeds_is_an_error_at_the_end(
     engine: DeepSpeedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train.copies, "_LAST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(train.shipper, "_CLOSE_SECONDS", 0.5)
     store = CheckpointStore(tmp_path / "run", keep=1, copy_to=str(tmp_path / "copies"))
     break_place(tmp_path / "copies" / "run")
     store.save(engine, 1, {})
-    with pytest.raises(InputError, match=r"copies/run lacks step-00000001.safetensors .*run the same command again"):
+    with pytest.raises(
+        InputError,
+        match=r"copies/run is not up to date .*; without step-00000001.safetensors\); run the same command again",
+    ):
         store.close()
     assert step_of(store.latest()) == 1
 
