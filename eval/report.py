@@ -2,9 +2,9 @@
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from matplotlib.figure import Figure as Plot
@@ -13,18 +13,20 @@ from eval.stage import ProbeTable
 from sharding.manifest import MANIFEST
 from sharding.page import Figure, Section, render_page
 from sharding.reader import BadSampleError
-from sharding.report import contact_sheet, grid_png
+from sharding.report import contact_sheet
 from sharding.store import Store
 from sharding.stream import PositionDataset
 from train.config import PretrainConfig
 from train.config_file import load_config
 from train.data import find_sets, open_dataset
-from train.step import view_of
-from train.vit import new_student
+from train.masks import draw_all
+from train.objective import shape_of
+from train.objectives.distill import whole
+from train.pictures import masks_png
+from train.step import Looker
 
 _NUM_MASKS = 8
 _SEARCHED = 200  # samples
-_TARGET_BGR = (60, 140, 255)
 
 
 def write_run_report(runs: dict[str, Path], tables: list[ProbeTable], path: Path) -> None:
@@ -59,7 +61,8 @@ def _sheet(directory: str) -> Figure:
 
 
 def _loss_figure(name: str, run_dir: Path) -> Figure:
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    every = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in every if "train/loss" in line["metrics"]]
     steps = [line["step"] for line in lines]
     plot = Plot(figsize=(7, 2.6), layout="constrained")
     axes = plot.add_subplot()
@@ -76,21 +79,11 @@ def _loss_figure(name: str, run_dir: Path) -> Figure:
 def _masks_figure(cfg: PretrainConfig) -> Figure:
     dataset = open_dataset(cfg, find_sets(cfg))
     batch = dataset.batch(np.array(_one_per_clip(dataset)))
-    patch = new_student(cfg.student.arch, cfg.student.image_size, cfg.student.args).patch
-    view = view_of(batch, cfg, patch, torch.device("cpu"))
-    tiles = []
-    for image, context, targets, weight in zip(
-        view.images, view.masks.context_ids, view.masks.target_ids, view.masks.target_weight, strict=True
-    ):
-        grey = (image[0].numpy() * 255).astype(np.uint8)
-        seen = np.full(grey.shape, 0.25, np.float32)  # what the student does not see is dark
-        _fill(seen, context.tolist(), patch, 1.0)
-        tile = cv2.cvtColor((grey * seen).astype(np.uint8), cv2.COLOR_GRAY2BGR)
-        for patch_id in targets[weight > 0].tolist():
-            _outline(tile, grey, patch_id, patch)
-        tiles.append(cv2.resize(tile, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST))
+    patch = shape_of(cfg).patch
+    draw = whole if cfg.objective == "distill" else partial(draw_all, cfg=cfg.masks, seed=cfg.data.seed)
+    view = Looker(cfg, patch, draw, torch.device("cpu"))(batch)
     caption = "Bright: the context that the student sees. Orange: targets to predict. Dark: hidden or outside."
-    return Figure(grid_png(tiles, _NUM_MASKS // 2), caption)
+    return Figure(masks_png(view, patch), caption)
 
 
 def _one_per_clip(dataset: PositionDataset) -> list[int]:
@@ -101,20 +94,3 @@ def _one_per_clip(dataset: PositionDataset) -> list[int]:
             meta = sample.meta
             first.setdefault(meta.clip, (meta.manufacturer in {None, "other"}, position))
     return [position for _, position in sorted(first.values())][:_NUM_MASKS]
-
-
-def _corner(patch_id: int, side: int, patch: int) -> tuple[int, int]:
-    row, column = divmod(patch_id, side // patch)
-    return row * patch, column * patch
-
-
-def _fill(canvas: np.ndarray, patch_ids: list[int], patch: int, value: float) -> None:
-    for patch_id in patch_ids:
-        top, left = _corner(patch_id, canvas.shape[0], patch)
-        canvas[top : top + patch, left : left + patch] = value
-
-
-def _outline(tile: np.ndarray, grey: np.ndarray, patch_id: int, patch: int) -> None:
-    top, left = _corner(patch_id, grey.shape[0], patch)
-    box = (slice(top, top + patch), slice(left, left + patch))
-    tile[box] = (0.5 * grey[box][..., None] + 0.5 * np.array(_TARGET_BGR)).astype(np.uint8)

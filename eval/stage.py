@@ -1,6 +1,5 @@
 """The probe stage: random init, teacher and student on the same folds, and whether the student beat its teacher."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from sharding.recording import InputError
 from train.config import PretrainConfig
 from train.config_file import load_config
 from train.teacher import Teacher, load_teacher
-from train.tracking import open_client, start_child
+from train.tracking import recorded_run, start_child
 from train.vit import Encoder, load_encoder, new_student
 
 HEADER = ("encoder", "accuracy", "macro F1", "95 % interval", "AUROC", "95 % interval")
@@ -119,9 +118,8 @@ def _encoders(run_dir: Path, cfg: PretrainConfig) -> dict[str, Encoder | Teacher
 
 
 def _record(run_dir: Path, table: ProbeTable, probe: ProbeConfig) -> None:
-    record = json.loads((run_dir / "run.json").read_text())
-    client = open_client(record["tracking_uri"])
-    parent = client.get_run(record["mlflow_run_id"])
+    client, run_id = recorded_run(run_dir)
+    parent = client.get_run(run_id)
     for name, score in table.scores.items():
         params = {"encoder": name, "dataset": table.dataset.name, "folds": str(probe.folds)}
         run_id = start_child(client, parent, f"probe {table.dataset.name}: {name}", params)

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -80,11 +81,15 @@ class Store:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync(path.parent)
+        sync(path.parent)
 
     def upload(self, local: Path, name: str) -> None:
-        """Copy a finished local file into a remote folder."""
-        self._fs.put_file(str(local), f"{self._root}/{name}")
+        """Copy a finished local file into this folder."""
+        if not self.is_local:
+            self._fs.put_file(str(local), f"{self._root}/{name}")
+            return
+        with local.open("rb") as source, self.writing(name) as copy:
+            shutil.copyfileobj(source, copy)
 
     def names(self, folder: str, suffix: str) -> list[str]:
         """Names of the files directly in a folder that end in `suffix`, sorted."""
@@ -163,8 +168,9 @@ def _remote(place: str) -> tuple[Any, str]:
     return fs, root
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -4,7 +4,8 @@ DeepSpeed's own checkpoints load only at the world size that wrote them. `checkp
 20 optimizer steps in it; order, masks and schedules are functions of the step, so nothing else is saved.
 """
 
-import os
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_optimizer_state,
 )
-from safetensors.torch import load_file, save_file
 from torch import distributed
+
+from train.copies import Copies
+from train.tensor_file import read_header, read_tensors, remove_unfinished, write_tensors
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -41,44 +44,139 @@ class Checkpoint:
 
 
 def latest_checkpoint(run_dir: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run, None when there is none yet."""
-    paths = sorted((run_dir / "checkpoints").glob("step-*.safetensors"))
-    if not paths:
-        return None
-    return Checkpoint(int(paths[-1].stem.removeprefix("step-")), load_file(paths[-1]))
-
-
-def save_checkpoint(engine: Any, step: int, extra: dict[str, torch.Tensor], run_dir: Path, keep: int) -> None:  # noqa: ANN401
-    """Write a checkpoint after `step` optimizer steps; every rank must call it.
+    """The newest checkpoint of a run, None when there is none yet.
 
     Raises:
-        FloatingPointError: a weight is not finite; the last good checkpoint stays.
+        InputError: its file is damaged. An older one is never taken in silence.
 
     """
+    paths = _paths(run_dir)
+    return _read(paths[-1], paths[:-1]) if paths else None
+
+
+class CheckpointStore:
+    """The checkpoints of one run: the last ones and the best one. Every rank has one; rank 0 writes.
+
+    A file's header holds its score, so the best is known from the files alone: it is the one that is not removed.
+    No moment exists at which a crash could lose it.
+
+    Args:
+        run_dir: run directory.
+        keep: number of last checkpoints that stay.
+        copy_to: folder or URL; see train/copies.py. None: no copies.
+
+    Raises:
+        InputError: a checkpoint is damaged, or `copy_to` is no place that can be written to.
+
+    """
+
+    def __init__(self, run_dir: Path, keep: int, copy_to: str | None = None) -> None:
+        self._run_dir, self._keep, self._folder = run_dir, keep, run_dir / "checkpoints"
+        self._is_writer = distributed.get_rank() == 0
+        self._copies: Copies | None = None
+        if not self._is_writer:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(self._folder)
+        _best(_paths(run_dir))  # a damaged one is said now, not in the middle of the run
+        if copy_to is not None:
+            self._copies = Copies(self._folder, f"{copy_to.rstrip('/')}/{run_dir.resolve().name}")
+
+    def save(self, engine: Any, step: int, extra: dict[str, torch.Tensor], score: float | None = None) -> None:  # noqa: ANN401
+        """Write a checkpoint after `step` optimizer steps; every rank must call it.
+
+        Args:
+            engine: of DeepSpeed, any ZeRO stage.
+            step: optimizer steps done.
+            extra: further tensors by name, the same on every rank.
+            score: held-out loss, lower is better; None: this one cannot be the best.
+
+        Raises:
+            FloatingPointError: a value is not finite; the last good checkpoint stays.
+            InputError: the disk is full or fails; the last good checkpoint stays.
+
+        """
+        tensors, bad = _gather(engine, extra, self._is_writer)
+        if score is not None and not math.isfinite(score):
+            bad.append(f"the score, {score},")
+        if bad:
+            raise FloatingPointError(f"checkpoint of step {step}: {bad[0]} is not finite; the one before it is kept")
+        if self._is_writer:
+            header = {} if score is None else {"score": repr(score)}
+            write_tensors(tensors, self._folder / f"step-{step:08d}.safetensors", header)
+            self._prune()
+            if self._copies is not None:
+                self._copies.refresh()
+        distributed.barrier()
+
+    def latest(self) -> Checkpoint | None:
+        """Like `latest_checkpoint`."""
+        return latest_checkpoint(self._run_dir)
+
+    def best(self) -> Checkpoint | None:
+        """The checkpoint with the lowest score, None when none has one.
+
+        Raises:
+            InputError: its file is damaged.
+
+        """
+        path = _best(_paths(self._run_dir))
+        return None if path is None else _read(path, [])
+
+    def close(self) -> None:
+        """Wait for the copies.
+
+        Raises:
+            InputError: `copy_to` lacks a checkpoint; the next start of the run copies it.
+
+        """
+        if self._copies is not None:
+            self._copies.close()
+
+    def _prune(self) -> None:
+        paths = _paths(self._run_dir)
+        best = _best(paths)
+        for path in paths[: -self._keep]:
+            if path != best:
+                path.unlink()
+
+
+def _paths(run_dir: Path) -> list[Path]:
+    return sorted((run_dir / "checkpoints").glob("step-*.safetensors"))
+
+
+def _best(paths: list[Path]) -> Path | None:
+    scores = {path: float(header["score"]) for path in paths if "score" in (header := read_header(path))}
+    return min(scores, key=lambda path: (scores[path], path), default=None)
+
+
+def _read(path: Path, older: list[Path]) -> Checkpoint:
+    way_out = f"delete it to go on from {older[-1].name}" if older else "delete it to go on without it"
+    return Checkpoint(int(path.stem.removeprefix("step-")), read_tensors(path, way_out))
+
+
+def _gather(engine: Any, extra: dict[str, torch.Tensor], is_writer: bool) -> tuple[dict[str, torch.Tensor], list[str]]:  # noqa: ANN401
+    """All tensors on the CPU of the writer, and the names of those with values that are not finite.
+
+    Collective: all ranks must ask for the same tensors in the same order.
+    """
     _link_moments(engine)
-    tensors = dict(extra)
-    for name, param in engine.module.named_parameters():  # collective: all ranks gather, rank 0 writes
-        tensors[f"weights.{name}"] = _full_weight(param)
+    tensors: dict[str, torch.Tensor] = {}
+    bad: list[str] = []
+    for name, value in _full_tensors(engine, extra):
+        if not value.isfinite().all():
+            bad.append(name)
+        if is_writer:
+            tensors[name] = value.detach().cpu().contiguous()
+    return tensors, bad
+
+
+def _full_tensors(engine: Any, extra: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:  # noqa: ANN401
+    yield from extra.items()
+    for name, param in engine.module.named_parameters():
+        yield f"weights.{name}", _full_weight(param)
         for moment in _MOMENTS:
-            tensors[f"{moment}.{name}"] = _full_moment(engine, param, moment)
-    bad = [name for name, value in tensors.items() if not value.isfinite().all()]
-    if bad:
-        raise FloatingPointError(f"checkpoint of step {step}: {bad[0]} is not finite; the one before it is kept")
-    if distributed.get_rank() == 0:
-        directory = run_dir / "checkpoints"
-        directory.mkdir(exist_ok=True)
-        _write(tensors, directory / f"step-{step:08d}.safetensors")
-        for old in sorted(directory.glob("step-*.safetensors"))[:-keep]:
-            old.unlink()
-    distributed.barrier()
-
-
-def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+            yield f"{moment}.{name}", _full_moment(engine, param, moment)
 
 
 def restore_moments(engine: Any, checkpoint: Checkpoint) -> None:  # noqa: ANN401

@@ -41,7 +41,9 @@ def open_held_out(cfg: PretrainConfig, sets: list[ShardSet]) -> PositionDataset 
     held_out = [found.held_out() for found in sets]
     if not cfg.data.val_samples or not any(found.num_samples for found in held_out):
         return None
-    return PositionDataset(held_out, Mixture(_counts(held_out), cfg.data.seed, cfg.optim.batch), cfg.data.canvas, _cache(cfg))
+    return PositionDataset(
+        held_out, Mixture(_counts(held_out), cfg.data.seed, cfg.optim.batch), cfg.data.canvas, _cache(cfg)
+    )
 
 
 def _counts(sets: list[ShardSet]) -> tuple[np.ndarray, ...]:

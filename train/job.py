@@ -86,9 +86,7 @@ def make_objective(cfg: PretrainConfig, device: torch.device) -> Objective:
     return (distill if cfg.objective == "distill" else salt)(cfg, teacher, digest, device)
 
 
-def build_job(
-    cfg: PretrainConfig, sets: list[ShardSet], checkpoint: Checkpoint | None, place: tuple[int, int]
-) -> Job:
+def build_job(cfg: PretrainConfig, sets: list[ShardSet], checkpoint: Checkpoint | None, place: tuple[int, int]) -> Job:
     """Build data, objective and engine of (rank, world)."""
     rank, world = place
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,7 +20,7 @@ from train.health import is_collapsed, verdict
 from train.job import Job
 from train.pictures import features_png, masks_png
 from train.schedule import due
-from train.step import STATISTICS, Prepared, prepare, run_step
+from train.step import STATISTICS, Prepared, keep_until_used, prepare, run_step
 from train.tracking import Tracker
 from train.validation import Validation, validate
 
@@ -83,7 +84,8 @@ class Reader:
     def __init__(self, job: Job, stream: Iterator[Batch]) -> None:
         self._job, self._stream = job, stream
         self._num = micro_batches_per_step(job.cfg.optim.batch, job.cfg.run.micro_batch, job.world)
-        self._side = torch.cuda.Stream() if job.engine.device.type == "cuda" and job.objective.is_frozen else None
+        stream_type: Any = torch.cuda.Stream  # has no types
+        self._side = stream_type() if job.engine.device.type == "cuda" and job.objective.is_frozen else None
         self._ahead = self._begin() if self._side is not None else None
         self._num_bad = torch.zeros(len(CAUSES), dtype=torch.int64)
         self.restart_clock()
@@ -100,7 +102,7 @@ class Reader:
             assert self._ahead is not None
             torch.cuda.current_stream().wait_stream(self._side)
             found = self._ahead
-            _keep_until_used(found[1])
+            keep_until_used(found[1])
             self._side.wait_stream(torch.cuda.current_stream())
             self._ahead = self._begin()
         self._num_bad += sum(batch.num_bad for batch in found[0])
@@ -123,21 +125,12 @@ class Reader:
             return batches, [prepare(job.look(batch), job.objective, job.means, job.cfg) for batch in batches]
 
 
-def _keep_until_used(prepared: list[Prepared]) -> None:
-    """Memory of the side stream must not be given away while the main stream still reads it."""
-    stream = torch.cuda.current_stream()
-    for part in prepared:
-        masks = (tensor for mask in part.view.masks for tensor in mask)
-        for tensor in (part.view.images, part.view.valid, part.baselines, part.weight, *part.wanted, *masks):
-            tensor.record_stream(stream)
-
-
 def log_step(
     job: Job, step: int, totals: torch.Tensor, prepared: list[Prepared], read: ReadFacts, record: Record, stop: bool
 ) -> bool:
     """Reduce over ranks and write; the only host sync of the loop. Returns whether any rank was asked to stop."""
     cfg = job.cfg
-    job.seconds += read.seconds
+    job.seconds.add_(read.seconds)
     reading = reduce_reading(read, cfg, job.dataset.order.num_samples, job.engine.device)
     masks = prepared[-1].view.masks[0]
     shares = torch.stack([part.mean() for part in (masks.filled, masks.target_weight, masks.rejected, masks.failed)])
@@ -158,7 +151,7 @@ def log_step(
         rates = {"train/learning_rate": group["lr"], "train/weight_decay": group["weight_decay"]}
         norm = {"train/gradient_norm": gradient_norm(job.engine)}
         record.tracker.log(step, dict(zip(names, found, strict=True)) | rates | norm | perf | reading)
-    return wants_stop > 0
+    return bool(wants_stop)
 
 
 def _where_not_finite(job: Job, step: int, totals: torch.Tensor) -> str:

@@ -82,9 +82,18 @@ def scored(
     weights: tuple[torch.Tensor, ...],
     cfg: TargetConfig,
 ) -> tuple[torch.Tensor, Statistics]:
-    """The loss and its statistics, of predictions and targets (B, T, L, D) float32 and weights (B, T, L) of each mask."""
+    """The loss and its statistics.
+
+    Args:
+        predicted: of each mask, (B, T, L, D) float32.
+        wanted: of the same shape.
+        weights: of each mask, (B, T, L) float32.
+        cfg: which loss.
+
+    """
     loss = torch.stack([
-        (distance(*pair, cfg) * weight).sum() for *pair, weight in zip(predicted, wanted, weights, strict=True)
+        (distance(said, meant, cfg) * weight).sum()
+        for said, meant, weight in zip(predicted, wanted, weights, strict=True)
     ]).sum()  # fmt: skip
     flat_weights = torch.cat([weight.flatten() for weight in weights])
     said, meant = (torch.cat([part.detach().flatten(0, 2) for part in parts]) for parts in (predicted, wanted))

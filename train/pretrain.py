@@ -152,7 +152,7 @@ def export(cfg: PretrainConfig, store: CheckpointStore, facts: dict[str, str]) -
 
 
 def parse(argv: list[str]) -> tuple[PretrainConfig, bool]:
-    """Read the command line: config, and whether only to try it. The launcher's --local_rank is dropped, the environment has it."""
+    """Read the command line: config, and whether only to try it. The environment has what the launcher says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="YAML file; see train/configs and train/config.py")
     parser.add_argument("--smoke", action="store_true", help="two steps at reduced size on generated data")

@@ -1,4 +1,4 @@
-"""Trying a config: its costs at full size, and two steps of it at reduced size on generated data, in a minute on a CPU."""
+"""Trying a config: its costs at full size, and two steps at reduced size on generated data, in a minute on a CPU."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ _BATCH, _STEPS, _DEPTH, _PATIENTS = 8, 2, 2, 8
 
 
 def describe_config(cfg: PretrainConfig) -> str:
-    """Weights and operations of a config at its own size; of a teacher that is a folder, those of the student's kind."""
+    """Weights and operations of a config at its own size; a teacher that is a folder counts as the student's kind."""
     shape = shape_of(cfg)
     teacher, width = None, shape.width
     if cfg.teacher is not None:

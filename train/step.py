@@ -107,7 +107,16 @@ def prepare(view: View, objective: Objective, means: Means, cfg: PretrainConfig)
 def _at(latents: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
     """Latents (B, N, D) at target_ids (B, T, L): (B, T, L, D)."""
     ids = target_ids.flatten(1)[..., None].expand(-1, -1, latents.shape[-1])
-    return latents.gather(1, ids).unflatten(1, target_ids.shape[1:])
+    return latents.gather(1, ids).view(*target_ids.shape, -1)
+
+
+def keep_until_used(prepared: list[Prepared]) -> None:
+    """Memory of the side stream must not be given away while the main stream still reads it."""
+    stream = torch.cuda.current_stream()
+    for part in prepared:
+        masks = (tensor for mask in part.view.masks for tensor in mask)
+        for tensor in (part.view.images, part.view.valid, part.baselines, part.weight, *part.wanted, *masks):
+            tensor.record_stream(stream)
 
 
 def run_step(engine: Any, prepared: list[Prepared], world: int) -> torch.Tensor:  # noqa: ANN401 - DeepSpeed has no types

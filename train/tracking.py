@@ -1,31 +1,34 @@
 """MLflow, on rank 0 alone. The only importer of mlflow.
 
-Metrics go first into `metrics.jsonl` of the run directory; a thread sends them on. Training never waits for a
-server: what could not be sent is in the journal, and the next start of the run sends it again. MLflow keeps one row
-per (metric, step, value, time), so sending twice is harmless.
+Training never waits for a server: everything goes into the journal of the run directory first (train/journal.py).
 """
 
-import json
 import logging
 import os
 import queue
 import subprocess
-import threading
-import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default blocks four minutes on a dead server
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # seconds; the default is two minutes
 import mlflow
-from mlflow.entities import Metric, Run
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from sharding.recording import InputError
+from sharding.store import sync
+from train.environment import environment
+from train.journal import Artifact, Journal, RunRecord, read_record
+from train.shipper import Shipper
 
-_RETRY_SECONDS = 5.0
-_CLOSE_SECONDS = 30.0
+_KINDS = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+_KEY_TAG = "us_jepa.run_key"
+_LINES_PER_BATCH = 200  # of the journal; about 3000 rows
+_SLOWEST_UPLOAD = 2**20  # bytes per second
 _log = logging.getLogger(__name__)
 
 
@@ -35,23 +38,37 @@ def tracking_uri(configured: str | None) -> str:
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
+def check_uri(uri: str) -> None:
+    """Raise InputError when MLflow keeps runs at no such kind of place."""
+    kind = uri.partition(":")[0].partition("+")[0]
+    if kind not in _KINDS:
+        raise InputError(
+            f"tracking_uri {uri}: MLflow knows no such place; give http://SERVER:PORT or sqlite:////FOLDER/mlflow.db "
+            f"(known: {', '.join(_KINDS)})"
+        )
+
+
 def open_client(uri: str) -> MlflowClient:
     """Client of a store; a sqlite file is made, with its folder, when it does not exist.
 
     Raises:
-        InputError: the store cannot be reached.
+        InputError: MLflow knows no such store, or it cannot be reached.
 
     """
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    check_uri(uri)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     mlflow.set_tracking_uri(uri)
-    client = MlflowClient(uri)
     try:
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        client = MlflowClient(uri)
         client.search_experiments(max_results=1)
-    except MlflowException as error:
-        raise InputError(f"tracking_uri {uri}: cannot be reached; start it with `make ui`, or name another") from error
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        cause = str(error).partition("\n")[0]
+        raise InputError(
+            f"tracking_uri {uri}: cannot be reached ({cause}); start it with `make ui`, or name another"
+        ) from error
     return client
 
 
@@ -82,106 +99,187 @@ def git_commit() -> str:
 
 
 class Tracker:
-    """The record of one run, over all its restarts.
+    """The record of one run, over all its restarts and world sizes. Only rank 0 has one.
+
+    All that is said goes into the run directory first; a thread sends it on, and makes the run in MLflow when a server
+    answers. What did not arrive is sent by the next start of the run. A run whose process was killed with signal 9
+    stays RUNNING in MLflow until then: nobody is left to say otherwise.
 
     Args:
         uri: of the MLflow store.
         experiment: name of the experiment.
-        run_dir: run directory; `run.json` keeps the MLflow run id.
+        run_dir: run directory; its config.yaml is stored at once.
         params: what never changes during a run.
-        tags: what may change when it is resumed.
+        tags: what may change when it is resumed; the environment and the commit come with them.
         start: first step that will be logged; journal lines from there on are dropped.
+
+    Raises:
+        InputError: no URI that MLflow knows, a sqlite file that cannot be opened, or a damaged journal. A server that
+            does not answer is a warning.
 
     """
 
     def __init__(
         self, uri: str, experiment: str, run_dir: Path, *, params: dict[str, str], tags: dict[str, str], start: int
     ) -> None:
-        self._client = open_client(uri)
-        self._journal = run_dir / "metrics.jsonl"
-        self.run_id = self._open_run(experiment, run_dir, params)
-        for key, value in tags.items():
-            self._client.set_tag(self.run_id, key, value)
-        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._closing = threading.Event()
-        self._unsent = 0
-        kept, self._dropped_times = self._rewind(start)
-        for line in kept:
-            self._queue.put(line)
-        self._thread = threading.Thread(target=self._ship, daemon=True)
-        self._thread.start()
+        check_uri(uri)
+        self._client = open_client(uri) if uri.startswith("sqlite:") else None  # a server may be asked later
+        self._journal = Journal(run_dir, uri, experiment, start)
+        self._run_name, self._params = run_dir.resolve().name, params
+        self._tags = environment() | {"git_commit": git_commit()} | tags
+        self._is_open, self._status = False, ""
+        self._changed_tags: queue.Queue[RunTag] = queue.Queue()
+        if (run_dir / "config.yaml").exists():
+            self._journal.add_artifact(Artifact(path=(run_dir / "config.yaml").resolve()))
+        self._shipper = Shipper(f"MLflow at {uri}", self._send)
+        self._shipper.start()
 
-    def _open_run(self, experiment: str, run_dir: Path, params: dict[str, str]) -> str:
-        record = run_dir / "run.json"
-        if record.exists():
-            run_id = str(json.loads(record.read_text())["mlflow_run_id"])
-            self._client.update_run(run_id, status="RUNNING")
-            return run_id
-        run = self._client.create_run(experiment_id(self._client, experiment), run_name=run_dir.name)
-        for key, value in params.items():
-            self._client.log_param(run.info.run_id, key, value)
-        record.write_text(json.dumps({"mlflow_run_id": run.info.run_id, "tracking_uri": self._client.tracking_uri}))
-        return str(run.info.run_id)
-
-    def _rewind(self, start: int) -> tuple[list[dict[str, Any]], dict[int, int]]:
-        """Cut the journal back to `start`. Steps that are done again keep their time, so equal values stay one row."""
-        if not self._journal.exists():
-            return [], {}
-        lines = [json.loads(line) for line in self._journal.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in lines if line["step"] < start]
-        self._journal.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        return kept, {line["step"]: line["time_ms"] for line in lines if line["step"] >= start}
+    @property
+    def run_id(self) -> str | None:
+        """Of MLflow; None until it has answered."""
+        return self._journal.record.mlflow_run_id
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Write metrics of a step to the journal and hand them to the sending thread."""
-        time_ms = self._dropped_times.get(step, time.time_ns() // 1_000_000)
-        line = {"step": step, "time_ms": time_ms, "metrics": metrics}
-        with self._journal.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        self._queue.put(line)
+        """Write metrics of a step to the journal; the thread sends them.
+
+        Raises:
+            InputError: the journal cannot be written.
+
+        """
+        self._journal.append(step, metrics)
+        self._shipper.wake()
+
+    def tag(self, key: str, value: str) -> None:
+        """Set what changes as the run goes on."""
+        self._changed_tags.put(RunTag(key, value))
+        self._shipper.wake()
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Store a file or a folder with the run."""
-        if path.is_dir():
-            self._client.log_artifacts(self.run_id, str(path), folder)
-        else:
-            self._client.log_artifact(self.run_id, str(path), folder)
+        """Store a file or a folder with the run, as it is when its turn comes."""
+        self._journal.add_artifact(Artifact(path=path.resolve(), folder=folder))
+        self._shipper.wake()
 
     def close(self, status: str) -> None:
-        """Send what is left and end the run as FINISHED, FAILED or KILLED."""
-        self._queue.put(None)
-        self._closing.set()
-        self._thread.join(_CLOSE_SECONDS)
-        if self._unsent or self._thread.is_alive():
-            _log.warning("%d metric lines did not reach MLflow; they are in %s", self._unsent, self._journal)
-        try:
-            self._client.set_terminated(self.run_id, status)
-        except MlflowException:
-            _log.warning("MLflow did not take the status %s of run %s", status, self.run_id)
+        """Send what is left and end the run as FINISHED, FAILED or KILLED; wait for a dead server 30 s at most."""
+        self._status = status
+        if not self._shipper.close():
+            _log.warning(
+                "MLflow at %s did not take all of run %s with its status %s (%s); the rest is in %s and in run.json "
+                "beside it, and is sent when the same command runs again",
+                self._journal.record.tracking_uri, self._run_name, status, self._shipper.trouble or "no answer",
+                self._journal.path,
+            )  # fmt: skip
 
-    def _ship(self) -> None:
-        while (line := self._queue.get()) is not None:
-            rows = [Metric(key, value, line["time_ms"], line["step"]) for key, value in line["metrics"].items()]
-            while not self._sent(rows):
-                if self._closing.wait(_RETRY_SECONDS):
-                    self._unsent += 1
-                    break
+    def _send(self) -> None:
+        """Everything that MLflow lacks, the status before artifacts: they may be long or fail."""
+        client = self._client = self._client or open_client(self._journal.record.tracking_uri)
+        if not self._is_open:
+            self._open_run(client)
+        run_id = str(self.run_id)
+        self._send_metrics(client, run_id)
+        while not self._changed_tags.empty():
+            client.log_batch(run_id, tags=[self._changed_tags.queue[0]])
+            self._changed_tags.get()  # now that it has arrived
+        if self._status:
+            client.set_terminated(run_id, self._status)
+        for artifact in self._journal.record.artifacts:
+            self._send_artifact(client, run_id, artifact)
 
-    def _sent(self, rows: list[Metric]) -> bool:
-        try:
-            self._client.log_batch(self.run_id, metrics=rows)
-        except MlflowException as error:
-            _log.warning("MLflow does not answer (%s); metrics wait in the journal", type(error).__name__)
-            return False
-        return True
+    def _open_run(self, client: MlflowClient) -> None:
+        """Reopen the run, or make it; set what is known of it."""
+        record, run_id = self._journal.record, self.run_id
+        if run_id is None or not _exists(client, run_id):
+            run_id = _run_of_key(client, record, self._run_name)
+            self._journal.update(mlflow_run_id=run_id, num_sent=0)
+        known = client.get_run(run_id).data.params
+        client.update_run(run_id, status="RUNNING")
+        # what changes results cannot differ here, the config was compared; MLflow refuses a second value
+        params = [Param(key, value) for key, value in self._params.items() if key not in known]
+        client.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in self._tags.items()])
+        self._is_open = True
+
+    def _send_metrics(self, client: MlflowClient, run_id: str) -> None:
+        if self._journal.path.exists():
+            sync(self._journal.path)  # here, not in `log`: training must not wait for the disk
+        while True:
+            lines, num_sent = self._journal.unsent(_LINES_PER_BATCH)
+            if not lines:
+                return
+            rows = [
+                Metric(k, value, line["time_ms"], line["step"])
+                for line in lines
+                for k, value in line["metrics"].items()
+            ]
+            client.log_batch(run_id, metrics=rows)
+            self._journal.update(num_sent=num_sent)
+            self._shipper.progressed()
+
+    def _send_artifact(self, client: MlflowClient, run_id: str, artifact: Artifact) -> None:
+        path = artifact.path
+        if path.exists():
+            self._shipper.expects(str(path), artifact.num_bytes() / _SLOWEST_UPLOAD)
+            send_artifact(client, run_id, path, artifact.folder)
+            self._shipper.progressed()
+        else:
+            _log.warning("%s was to be stored in MLflow, but is no longer there", path)
+        self._journal.remove_artifact(artifact)
+
+
+def _exists(client: MlflowClient, run_id: str) -> bool:
+    """Whether the store still has the run; a sqlite file may have been deleted."""
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
+
+
+def _run_of_key(client: MlflowClient, record: RunRecord, name: str) -> str:
+    """Id of the run with this key, made when there is none.
+
+    The process may have died, or the answer been lost, after MLflow had made it: so ask first. A request that the
+    client repeated may have made two: the older one is ours, the younger one holds nothing.
+    """
+    experiment = experiment_id(client, record.experiment)
+    ask = partial(
+        client.search_runs, [experiment], f"tags.`{_KEY_TAG}` = '{record.run_key}'", order_by=["attributes.start_time"]
+    )
+    if not (found := ask()):
+        client.create_run(experiment, run_name=name, tags={_KEY_TAG: record.run_key})
+        found = ask()
+    for double in found[1:]:
+        client.delete_run(double.info.run_id)
+    return str(found[0].info.run_id)
+
+
+def recorded_run(run_dir: Path) -> tuple[MlflowClient, str]:
+    """The MLflow store of a run directory, and the id of the run in it.
+
+    Raises:
+        InputError: no run there, none in MLflow yet, or the store cannot be reached.
+
+    """
+    record = read_record(run_dir)
+    if record is None or record.mlflow_run_id is None:
+        raise InputError(
+            f"run {run_dir}: is not in MLflow yet; run `deepspeed train/pretrain.py --config {run_dir}/config.yaml` "
+            "again while the server is up"
+        )
+    return open_client(record.tracking_uri), record.mlflow_run_id
+
+
+def send_artifact(client: MlflowClient, run_id: str, path: Path, folder: str | None) -> None:
+    """Store a file, or what is in a folder, with a run."""
+    if path.is_dir():
+        client.log_artifacts(run_id, str(path), folder)
+    else:
+        client.log_artifact(run_id, str(path), folder)
 
 
 def log_artifacts(run_dir: Path, artifacts: dict[str, Path]) -> None:
-    """Store files and folders with a finished run; the keys are their names there."""
-    record = json.loads((run_dir / "run.json").read_text())
-    client = open_client(record["tracking_uri"])
+    """Store files and folders with a finished run; the keys are the names of folders there."""
+    client, run_id = recorded_run(run_dir)
     for name, path in artifacts.items():
-        if path.is_dir():
-            client.log_artifacts(record["mlflow_run_id"], str(path), name)
-        else:
-            client.log_artifact(record["mlflow_run_id"], str(path))
+        send_artifact(client, run_id, path, name if path.is_dir() else None)

@@ -199,9 +199,9 @@ class Predictor(nn.Module):
         """Predict; context (B, K, D), context_ids (B, K), target_ids (B, T, L) -> (B, T, L, D of the targets)."""
         shown = self.embed(context) + self._positions(context_ids)
         if self.is_joint:
-            return self._predict(shown, target_ids.flatten(1)).unflatten(1, target_ids.shape[1:])
+            return self._predict(shown, target_ids.flatten(1)).view(*target_ids.shape, -1)
         repeated = shown.repeat_interleave(target_ids.shape[1], dim=0)
-        return self._predict(repeated, target_ids.flatten(0, 1)).unflatten(0, target_ids.shape[:2])
+        return self._predict(repeated, target_ids.flatten(0, 1)).view(*target_ids.shape, -1)
 
     def _predict(self, shown: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Context (b, K, width) and ids (b, n) of the asked patches -> (b, n, D of the targets)."""

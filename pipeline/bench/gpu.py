@@ -10,6 +10,7 @@ CUDA. The gates are judgement from arithmetic until a first run has set them bel
 """
 
 import argparse
+import copy
 import gc
 import json
 import sys
@@ -33,10 +34,11 @@ from pipeline.bench.gpu_ways import (
     synchronised_clock,
     write_profile,
 )
-from pipeline.bench.our_step import IJEPA_MASKS, OurStep, bench_config, frozen_teacher, plain_shape
+from pipeline.bench.our_step import IJEPA_MASKS, OurStep, bench_config, plain_shape
 from pipeline.bench.timing import Gate, Timing, machine_facts
 from train.engine import start_distributed
 from train.flops import costs_of, step_flops
+from train.teacher import random_teacher
 
 _IMAGE = 224  # pixels
 _FP8_CAPABILITY = (8, 9)
@@ -150,7 +152,7 @@ def _builders(size: Size, images: torch.Tensor) -> dict[str, Callable[[], PlainW
     def ours(teacher: str, *, compiled: bool, ahead: bool = False) -> OurWay:
         switch = f"run.compile={str(compiled).lower()}"
         cfg = bench_config(size.config, len(images), "bf16", *IJEPA_MASKS, switch)
-        return OurWay(images, OurStep(cfg, frozen_teacher(teacher, _IMAGE), images.device), ahead=ahead)
+        return OurWay(images, OurStep(cfg, random_teacher(teacher, _IMAGE // 16), images.device), ahead=ahead)
 
     return {
         PLAIN: lambda: PlainWay(images, plain_shape(bench_config(size.config, len(images), "bf16"))),
@@ -165,7 +167,7 @@ def _row(size: str, name: str, way: PlainWay | OurWay, timing: Timing, memory: f
     num_images, seconds = STEPS * len(way.images), timing.median(name)
     useful, share = None, None
     if isinstance(way, OurWay):
-        teacher = way.ours.targets.teacher
+        teacher: Any = way.ours.objective.teacher
         useful = step_flops(costs_of(way.ours.cfg, teacher.width, teacher)) * num_images / seconds / 1e12
         share = useful * 1e12 * timing.median("matmul") / (2 * MATMUL**3 * STEPS)
     before = compiled_graphs()  # all have done more than three steps by now
@@ -193,17 +195,15 @@ def gates_of(rows: list[Row]) -> list[Gate]:
 
 
 def fp8_cosine() -> float | None:
-    """Mean cosine between a ViT-B teacher's latents in fp8 and in bf16; None where teacher or device has no fp8."""
-    teacher: Any = frozen_teacher(SIZES["base"].arch, _IMAGE).cuda()
-    if not hasattr(teacher, "set_precision") or torch.cuda.get_device_capability() < _FP8_CAPABILITY:
+    """Mean cosine between a ViT-B teacher's latents in fp8 and in bf16; None where the device has no fp8."""
+    if torch.cuda.get_device_capability() < _FP8_CAPABILITY:
         return None
+    exact = random_teacher(SIZES["base"].arch, _IMAGE // 16).cuda()
+    rough = copy.deepcopy(exact)
+    exact.set_precision("bf16")
+    rough.set_precision("fp8")
     images = torch.rand(64, 1, _IMAGE, _IMAGE, device="cuda")
-    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-        exact = teacher(images).float()
-    teacher.set_precision("fp8")
-    with torch.no_grad():
-        rough = teacher(images).float()
-    return float(functional.cosine_similarity(exact, rough, dim=-1).mean())
+    return float(functional.cosine_similarity(exact(images), rough(images), dim=-1).mean())
 
 
 if __name__ == "__main__":

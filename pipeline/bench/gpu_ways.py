@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from pipeline.bench.our_step import OurStep
 from pipeline.bench.plain_ijepa import Collator, PlainIjepa, Shape
 from pipeline.bench.timing import Way
+from train.step import keep_until_used
 
 STEPS = 20  # of a turn
 MATMUL = 8192  # rows and columns
@@ -44,7 +45,7 @@ class OurWay:
     def __init__(self, images: torch.Tensor, ours: OurStep, *, ahead: bool) -> None:
         self.images, self.ours, self.number = images, ours, 0
         self.stream = torch.cuda.Stream() if ahead else None  # type: ignore[no-untyped-call]
-        self.wanted = ours.latents(images)
+        self.prepared = ours.prepare(images, 0)
 
     def __call__(self) -> None:
         """One turn."""
@@ -60,11 +61,11 @@ class OurWay:
         main = torch.cuda.current_stream()
         self.stream.wait_stream(main)
         with torch.cuda.stream(self.stream):
-            following = self.ours.latents(self.images)
-        self.ours.update(self.images, self.ours.masks(self.number), self.wanted)
+            following = self.ours.prepare(self.images, self.number + 1)
+        self.ours.update(self.prepared)
         main.wait_stream(self.stream)
-        following.record_stream(main)
-        self.wanted = following
+        keep_until_used([following])
+        self.prepared = following
 
 
 def matmul_way(device: torch.device) -> Way:

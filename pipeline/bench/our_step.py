@@ -13,10 +13,11 @@ from pipeline.bench.plain_ijepa import Shape
 from train.config import PretrainConfig
 from train.config_file import load_config
 from train.engine import build_engine
-from train.masks import Masks, draw_masks
+from train.health import Means
 from train.model import LatentPredictor
-from train.objectives.salt import salt_targets
-from train.vit import Encoder, new_student
+from train.objectives.salt import salt
+from train.step import Prepared, View, prepare, run_step, step_scale
+from train.teacher import Teacher
 
 CONFIGS = Path(str(train.__file__)).parent / "configs"
 IJEPA_MASKS = ("masks.target_scale=[0.15, 0.2]", "masks.context_tokens=56", "masks.target_tokens=35")
@@ -27,12 +28,6 @@ def bench_config(name: str, batch: int, precision: str, *more: str) -> PretrainC
     overrides = [f"optim.batch={batch}", f"run.micro_batch={batch}", f"optim.precision={precision}"]
     teacher = f"teacher.precision={precision}"
     return load_config(CONFIGS / f"{name}.yaml", [*overrides, teacher, "run.compile=false", *more])
-
-
-def frozen_teacher(arch: str, image_size: int) -> Encoder:
-    """A teacher with random weights: what it says does not matter here, only what it costs."""
-    teacher = new_student(arch, image_size).eval()
-    return teacher.requires_grad_(requires_grad=False)
 
 
 def plain_shape(cfg: PretrainConfig) -> Shape:
@@ -53,41 +48,36 @@ class OurStep:
 
     """
 
-    def __init__(self, cfg: PretrainConfig, teacher: Encoder, device: torch.device) -> None:
-        self.cfg, self.device = cfg, device
-        self.targets = salt_targets(teacher, cfg.target, device)
-        self.module = LatentPredictor(cfg, teacher.width).to(device)
+    def __init__(self, cfg: PretrainConfig, teacher: Teacher, device: torch.device) -> None:
+        assert cfg.teacher is not None
+        self.cfg = cfg
+        teacher.set_precision(cfg.teacher.precision)
         if cfg.run.compile:
-            self.module.compile(dynamic=False)
             teacher.compile(dynamic=False)
+        self.objective = salt(cfg, teacher, "random", device)
+        module: Any = self.objective.module
+        self.module = module.to(device)
         self.engine: Any = build_engine(self.module, cfg, world=1)
-        self._valid = torch.ones(cfg.optim.batch, self.module.student.grid**2, dtype=torch.bool, device=device)
+        num = int(self.module.student.grid) ** 2
+        self._means = Means(torch.zeros(teacher.width, device=device), torch.zeros(num, teacher.width, device=device))
+        self._valid = torch.ones(cfg.optim.batch, num, dtype=torch.bool, device=device)
         self._positions = torch.arange(cfg.optim.batch, device=device)
 
     def __call__(self, images: torch.Tensor, step: int) -> torch.Tensor:
         """One optimizer step on images (B, 1, S, S) in 0..1; the loss, () float32, on the device."""
-        return self.update(images, self.masks(step), self.latents(images))
+        return self.update(self.prepare(images, step))
 
-    def masks(self, step: int) -> Masks:
-        """Masks of a step."""
-        return draw_masks(self._valid, self._positions + step * len(self._positions), self.cfg.masks, seed=0)
+    def prepare(self, images: torch.Tensor, step: int) -> Prepared:
+        """Masks of a step, and targets of images."""
+        masks = self.objective.masks(self._valid, self._positions + step * len(self._positions))
+        return prepare(View(images, self._valid, masks), self.objective, self._means, self.cfg)
 
-    def latents(self, images: torch.Tensor) -> torch.Tensor:
-        """Targets of images, (B, N, D of the teacher)."""
-        assert self.cfg.teacher is not None
-        is_bf16 = self.cfg.teacher.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16):
-            return self.targets(images)
-
-    def update(self, images: torch.Tensor, masks: Masks, wanted: torch.Tensor) -> torch.Tensor:
+    def update(self, prepared: Prepared) -> torch.Tensor:
         """Forward, backward and optimizer; the loss."""
-        loss = loss_of(self.engine, images, masks, wanted)
-        self.engine.backward(loss)
-        self.engine.step()
-        return loss.detach()
+        return run_step(self.engine, [prepared], world=1)[0]
 
 
-def loss_of(module: Any, images: torch.Tensor, masks: Masks, wanted: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+def loss_of(module: Any, prepared: Prepared) -> torch.Tensor:  # noqa: ANN401
     """Mean loss of an engine or of the bare module."""
-    loss: torch.Tensor = module(images, masks, wanted, 1 / masks.target_weight.sum().clamp(min=1))[0]
+    loss: torch.Tensor = module(prepared.view.images, prepared.view.masks, prepared.wanted, step_scale([prepared]))[0]
     return loss

@@ -18,13 +18,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.bench.our_step import IJEPA_MASKS, OurStep, bench_config, frozen_teacher, loss_of, plain_shape
+from pipeline.bench.our_step import IJEPA_MASKS, OurStep, bench_config, loss_of, plain_shape
 from pipeline.bench.plain_ijepa import Collator, PlainIjepa
 from pipeline.bench.timing import Gate, Timing, Way, machine_facts
 from train.config import PretrainConfig
 from train.engine import start_distributed
 from train.flops import Cost, costs_of, params_of, step_flops
 from train.masks import draw_masks
+from train.teacher import random_teacher
 
 _SIZE, _GRID = 224, 14  # pixels, patches per side
 _SMALL, _TINY = "vit_small_patch16_224", "vit_tiny_patch16_224"
@@ -77,7 +78,7 @@ class OurWay:
     """Our step with a teacher of some size."""
 
     def __init__(self, images: torch.Tensor, teacher: str, precision: str, *overrides: str) -> None:
-        self.images, self.step, self.teacher = images, 0, frozen_teacher(teacher, _SIZE)
+        self.images, self.step, self.teacher = images, 0, random_teacher(teacher, _GRID)
         self.ours = OurStep(bench_config("vit_small", len(images), precision, *overrides), self.teacher, _CPU)
 
     def __call__(self) -> None:
@@ -208,19 +209,19 @@ def _zero_adds(timing: Timing, rounds: int, shape: tuple[str, int, int]) -> floa
     heads = ("predictor.num_heads=2", "run.zero_stage=1")
     cfg = bench_config("vit_small", 8, "fp32", *model, *heads, *_ENGINE_MASKS)
     images = torch.rand(8, 1, size, size)
-    ours = OurStep(cfg, frozen_teacher(arch, size), _CPU)
+    ours = OurStep(cfg, random_teacher(arch, size // 16), _CPU)
     bare = copy.deepcopy(ours.module)
     optimizer = torch.optim.AdamW(bare.parameters(), lr=cfg.optim.lr, betas=cfg.optim.betas)
-    masks, wanted = ours.masks(0), ours.latents(images)
+    prepared = ours.prepare(images, 0)
 
     def bare_loop() -> None:
-        loss_of(bare, images, masks, wanted).backward()  # type: ignore[no-untyped-call]
+        loss_of(bare, prepared).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(bare.parameters(), cfg.optim.clip)
         optimizer.step()
         optimizer.zero_grad()
 
     zero, loop = f"ZeRO-1, {arch}", f"bare loop, {arch}"
-    timing.measure({zero: lambda: ours.update(images, masks, wanted), loop: bare_loop}, _ENGINE_ROUNDS * rounds)
+    timing.measure({zero: lambda: ours.update(prepared), loop: bare_loop}, _ENGINE_ROUNDS * rounds)
     added = (timing.median(zero) - timing.median(loop)) * 1e3
     line = f"{timing.median(loop) * 1e3:7.1f}  {timing.median(zero) * 1e3:9.1f}  {added:5.1f}"
     print(f"  {f'{arch}, {params_of(bare) / 1e6:.1f} M':<24}  {line}", flush=True)

@@ -96,7 +96,7 @@ def test_the_probe_prints_floor_random_teacher_student_and_links_its_runs(
     assert "| student |" in (out / "README.md").read_text()
     assert load_encoder(out).width == 192
     log_artifacts(run_dir, {"report.html": report, "export": out})
-    assert {item.path for item in client.list_artifacts(parent)} == {"report.html", "export"}
+    assert {item.path for item in client.list_artifacts(parent)} == {"config.yaml", "report.html", "export"}
 
 
 def test_a_run_without_encoder_says_how_to_finish_it(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from train.config import MaskConfig, OptimConfig, TargetConfig
 from train.config_file import load_config, save_config
 from train.draws import uniforms
 from train.engine import deepspeed_config
+from train.latents import Latents
 from train.masks import check_masks, draw_masks
 from train.model import LatentPredictor
-from train.objectives.pixel import PixelTargets
-from train.objectives.salt import salt_targets
+from train.objectives.pixel import patch_pixels
 from train.schedule import due, learning_rate, weight_decay
+from train.teacher import random_teacher
 from train.vit import load_encoder, load_strictly, new_student, save_encoder
 
 ARCH = "vit_tiny_patch16_224"
@@ -111,8 +112,8 @@ def test_an_encoder_folder_loads_here_and_in_timm_and_refuses_a_part(tmp_path: P
 
 
 def test_channel_targets_have_mean_0_and_deviation_1_inside_the_region() -> None:
-    teacher = new_student(ARCH, 64).eval()
-    targets = salt_targets(teacher, TargetConfig(), torch.device("cpu"))
+    teacher = random_teacher(ARCH, 4)
+    targets = Latents(teacher, TargetConfig(), torch.device("cpu"))
     images, valid = torch.rand(8, 1, 64, 64), torch.ones(8, 16, dtype=torch.bool)
     targets.measure([(images, valid)])
     values = targets(images).flatten(0, 1)
@@ -122,7 +123,7 @@ def test_channel_targets_have_mean_0_and_deviation_1_inside_the_region() -> None
 
 def test_pixel_targets_are_the_patches_in_patch_order() -> None:
     images = torch.rand(1, 1, 32, 32)
-    targets = PixelTargets(16)(images)
+    targets = patch_pixels(images, 16)
     second = images[0, 0, :16, 16:].flatten()
     assert torch.allclose(targets[0, 1], (second - second.mean()) / second.std(), atol=1e-4)
 
@@ -134,13 +135,14 @@ def test_the_loss_is_the_weighted_mean_over_real_targets() -> None:
     valid = torch.ones(3, 16, dtype=torch.bool)
     valid[2, 3:] = False
     masks = draw_masks(valid, torch.arange(3), cfg.masks, seed=0)
-    images, wanted = torch.rand(3, 1, 64, 64), torch.randn(3, 16, 8)
-    loss, _ = module(images, masks, wanted, 1 / masks.target_weight.sum())
+    images, latents = torch.rand(3, 1, 64, 64), torch.randn(3, 16, 8)
+    wanted = torch.stack([latents[image][masks.target_ids[image]] for image in range(3)])
+    loss, _ = module(images, (masks,), (wanted,), 1 / masks.target_weight.sum())
     predicted = module.predictor(module.student(images, masks.context_ids), masks.context_ids, masks.target_ids)
     total, count = 0.0, 0.0
     for image, target, token in torch.cartesian_prod(torch.arange(3), torch.arange(4), torch.arange(2)):
         if masks.target_weight[image, target, token] > 0:
-            truth = wanted[image, masks.target_ids[image, target, token]]
+            truth = latents[image, masks.target_ids[image, target, token]]
             total += float(torch.nn.functional.smooth_l1_loss(predicted[image, target, token].detach(), truth))
             count += 1
     assert loss.item() == pytest.approx(total / count, rel=1e-5)

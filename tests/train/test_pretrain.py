@@ -51,7 +51,8 @@ def pretrain(path: Path, num_ranks: int) -> None:
 
 
 def metrics(run_dir: Path, name: str) -> list[float]:
-    return [json.loads(line)["metrics"][name] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line)["metrics"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
 
 
 def losses(run_dir: Path) -> list[float]:

@@ -16,7 +16,7 @@ from eval.features import extract
 from sharding.recording import InputError
 from train.backbone import described_backbone
 from train.config import TargetConfig, TeacherConfig
-from train.objectives.salt import salt_targets
+from train.latents import Latents
 from train.quantised import QuantisedLinear, check_device, quantise_linears
 from train.teacher import Teacher, load_teacher, random_teacher, weights_hash
 from train.vit import new_student, save_encoder, timm_model
@@ -378,9 +378,9 @@ def test_the_hash_is_of_the_weights_whatever_grid_and_precision(tmp_path: Path) 
 
 def test_targets_and_features_take_a_teacher() -> None:
     teacher = random_teacher("resnet10t", 4)
-    targets = salt_targets(teacher, TargetConfig(), torch.device("cpu"))
+    targets = Latents(teacher, TargetConfig(), torch.device("cpu"))
     targets.measure([(torch.rand(4, 1, 64, 64), torch.ones(4, 16, dtype=torch.bool))])
-    assert targets(torch.rand(2, 1, 64, 64)).shape == (2, 16, targets.width)
+    assert targets(torch.rand(2, 1, 64, 64)).shape == (2, 16, teacher.width)
     squares = torch.randint(0, 255, (3, 2, 64, 64), dtype=torch.uint8).numpy()
     assert extract(teacher, squares, "teacher").shape == (3, 512)
 
