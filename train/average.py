@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from deepspeed.zero import GatheredParameters
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
 from train.vit import Encoder
 

@@ -15,6 +15,7 @@ from train.flops import (
     params_of,
     predictor_flops,
     step_flops,
+    step_flops_of,
     transformer_flops,
     vit_flops,
 )
@@ -87,12 +88,15 @@ def test_an_encoder_that_is_no_vit_is_counted() -> None:
 @pytest.mark.parametrize(("objective", "teacher"), [("ema", True), ("pixel", False)])
 def test_costs_of_a_config_take_no_memory_and_add_up(objective: str, teacher: bool) -> None:
     overrides = [f"objective={objective}", "teacher=null", "student.arch=vit_base_patch16_224"]
-    costs: dict[str, Any] = costs_of(load_config(ROOT / "train" / "configs" / "demo.yaml", overrides), 768)
+    cfg = load_config(ROOT / "train" / "configs" / "demo.yaml", overrides)
+    costs: dict[str, Any] = costs_of(cfg, 768)
     assert costs["student"].params == pytest.approx(85.3e6, rel=0.01)
     assert (costs["teacher"] is not None) == teacher
     both = 3 * (costs["student"].flops + costs["predictor"].flops)
     assert step_flops(costs) - both == (costs["teacher"].flops if teacher else 0)
-    assert step_flops(costs, num_masks=2) - step_flops(costs) == both
+    twice = cfg.model_copy(update={"masks": cfg.masks.model_copy(update={"more": (cfg.masks,)})})
+    assert step_flops_of(cfg, 768) == step_flops(costs)
+    assert step_flops_of(twice, 768) - step_flops(costs) == both
 
 
 def test_the_teacher_given_is_the_one_that_counts() -> None:
