@@ -3,8 +3,8 @@
     python -m pipeline.bench.stream [--samples 8000] [--rounds 3] [--folder build/bench-stream]
 
 CPU time of one process, interleaved, median over the rounds; the page cache is warm. Competitors run at their best
-documented setting; `lost` and `twice` are samples of one pass that did not come, or came again. One core cannot show
-what the others do on several ranks; their threads are refused more cores, too.
+documented setting; `lost` and `twice` are samples of one pass that did not come, or came again; the last table says the
+same of several ranks. The others' threads are refused more cores, too.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from pipeline.bench import stream_peers as peers
+from pipeline.bench.stream_ranks import print_ranks
 from pipeline.bench.stream_samples import read_samples, write_samples
 from sharding.cache import ShardCache
 from sharding.loader import StreamConfig, micro_batches
@@ -57,6 +58,7 @@ def main() -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     _bench_passes(args.folder, args.samples, args.rounds)
     _bench_resume(args.folder, args.rounds)
+    print_ranks(args.folder, args.samples)
 
 
 def _bench_passes(folder: Path, num_samples: int, rounds: int) -> None:

@@ -35,6 +35,13 @@ def _webdataset(folder: Path) -> Any:  # noqa: ANN401 - webdataset has no types
     return webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0).shuffle(_SHUFFLE, rng=random.Random(0))
 
 
+def webdataset_of_rank(folder: Path) -> list[int]:
+    """What a rank, told by RANK and WORLD_SIZE, sees of one pass."""
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+    shuffled = webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0, nodesplitter=webdataset.split_by_node)
+    return [int(sample["__key__"]) for sample in shuffled.shuffle(_SHUFFLE, rng=random.Random(0))]
+
+
 class WebdatasetRaw:
     """Samples as bytes, through the shuffle buffer."""
 
@@ -121,10 +128,10 @@ def write_mosaic(folder: Path, jpegs: dict[int, bytes]) -> None:
 
 
 class MosaicRaw:
-    """Samples as bytes, shuffled, as one rank without workers."""
+    """Samples as bytes, shuffled, without workers."""
 
-    def __init__(self, folder: Path) -> None:
-        self._dataset = MosaicDataset(local=str(folder), shuffle=True, batch_size=64, shuffle_seed=0)
+    def __init__(self, folder: Path, batch: int = 64) -> None:
+        self._dataset = MosaicDataset(local=str(folder), shuffle=True, batch_size=batch, shuffle_seed=0)
 
     def __call__(self) -> list[int]:
         """One pass: the numbers of the samples that came."""
