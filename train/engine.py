@@ -60,7 +60,7 @@ def deepspeed_config(cfg: PretrainConfig, world: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": cfg.run.micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": cfg.optim.clip,
-        # below stage 2 all gradients stay, and copying them into one buffer cost a third of a small model's step on a CPU
+        # below stage 2 all gradients stay; copying them into one buffer cost a third of a small model's step on a CPU
         "zero_optimization": {"stage": cfg.run.zero_stage, "contiguous_gradients": cfg.run.zero_stage > 1},
         # fp32 masters; DeepSpeed's own bf16 optimizer leaked gradients between steps until 0.19.1
         "torch_autocast": {"enabled": cfg.optim.precision == "bf16", "dtype": "bfloat16"},
