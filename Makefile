@@ -8,7 +8,7 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo elastic test lint format type shards pretrain probe ui bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture
+.PHONY: help setup demo elastic test smoke lint format type shards pretrain probe ui bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -28,6 +28,9 @@ demo: setup  ## the whole line on generated and real recordings, in minutes
 
 test: setup  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+smoke: setup  ## every config: costs, and two steps at reduced size
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/train/test_smoke.py
 
 lint: .venv/.dev  ## format and rules, checked
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .

@@ -3,6 +3,7 @@
 Dimensions: B images, N patches, D channels of the targets, n features of F channels.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -30,13 +31,22 @@ class Means(NamedTuple):
 
 
 @torch.no_grad()
-def measure_means(targets: Callable[[torch.Tensor], torch.Tensor], looks: Iterable[Look]) -> Means:
-    """Means over the valid patches of some images; a position that is never valid has the overall mean."""
+def measure_means(
+    targets: Callable[[torch.Tensor], torch.Tensor],
+    looks: Iterable[Look],
+    add_ranks: Callable[[torch.Tensor], object] = lambda total: None,
+) -> Means:
+    """Means over the valid patches of some images; a position that is never valid has the overall mean.
+
+    Where ranks look at different images, `add_ranks` adds a tensor up over them in place.
+    """
     totals: list[torch.Tensor] = []
     for images, valid in looks:
         latents, weight = targets(images).double(), valid.double()[..., None]
         sums = [(latents * weight).sum(dim=0), weight.sum(dim=0)]
         totals = [total + one for total, one in zip(totals, sums, strict=True)] if totals else sums
+    for total in totals:
+        add_ranks(total)
     summed, count = totals
     overall = summed.sum(dim=0) / count.sum().clamp(min=1)
     at_position = torch.where(count > 0, summed / count.clamp(min=1), overall)
@@ -44,7 +54,12 @@ def measure_means(targets: Callable[[torch.Tensor], torch.Tensor], looks: Iterab
 
 
 def effective_rank(features: torch.Tensor) -> float:
-    """RankMe (arXiv 2210.02885) of centred features (n, F): exp of the entropy of their singular values' shares."""
+    """RankMe (arXiv 2210.02885) of centred features (n, F): exp of the entropy of their singular values' shares.
+
+    Features that are not finite have a rank that is not: NaN.
+    """
+    if not features.isfinite().all():
+        return math.nan
     values = torch.linalg.svdvals((features - features.mean(dim=0)).double())
     shares = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
     return float(torch.exp(torch.special.entr(shares).sum()))
@@ -73,8 +88,8 @@ def verdict(metrics: Mapping[str, float]) -> str:
     against = f"loss {loss:.3f}, of predicting the mean {mean:.3f}, of the position's mean {position:.3f}"
     if is_collapsed(metrics):
         said = (
-            f"COLLAPSED: features lie in {metrics['health/effective_rank']:.1f} directions; "
-            "lower optim.lr or check the teacher"
+            f"COLLAPSED: features lie in {metrics['health/effective_rank']:.1f} directions and vary by "
+            f"{metrics['health/feature_spread']:.1g} of their size; lower optim.lr or check the teacher"
         )
     elif loss >= _SAME * mean:
         said = "not learning yet: no better than predicting the mean target"

@@ -39,7 +39,7 @@ class Job:
         look: batches to views.
         means: of the targets; changed in place.
         average: of the student, for release; None where it is not wanted.
-        seconds: () float64 spent in steps over all starts of the run; changed in place.
+        device_seconds: () float64 spent in steps, over all ranks and starts of the run; changed in place.
         dataset: training samples by position.
         held_out: of the val split; None where there is none.
         rank, world: of this process.
@@ -52,7 +52,7 @@ class Job:
     look: Looker
     means: Means
     average: Average | None
-    seconds: torch.Tensor
+    device_seconds: torch.Tensor
     dataset: PositionDataset
     held_out: PositionDataset | None
     rank: int
@@ -63,7 +63,7 @@ class Job:
         state = {f"objective.{name}": value for name, value in self.objective.state.items()}
         state |= {f"means.{name}": value for name, value in self.means._asdict().items()}
         state |= {f"average.{name}": value for name, value in (self.average.state if self.average else {}).items()}
-        return state | {"clock.seconds": self.seconds}
+        return state | {"clock.device_seconds": self.device_seconds}
 
 
 def make_objective(cfg: PretrainConfig, device: torch.device) -> Objective:

@@ -52,7 +52,15 @@ class Latents:
         """
         if self._cfg.normalisation != "channel":
             return
-        latents = torch.cat([self.teacher(images)[valid].double() for images, valid in looks])
-        deviation, mean = torch.std_mean(latents, dim=0)
+        count, sums, squares = 0, self.state["shift"].double(), self.state["shift"].double()
+        for images, valid in looks:  # sums in float64: the latents of large batches would not fit the device
+            latents = self.teacher(images)[valid].double()
+            count, sums, squares = (
+                count + len(latents),
+                sums + latents.sum(dim=0),
+                squares + latents.square().sum(dim=0),
+            )
+        mean = sums / max(count, 1)
+        variance = (squares - count * mean.square()) / max(count - 1, 1)
         self.state["shift"].copy_(mean)
-        self.state["scale"].copy_(deviation.clamp(min=_MIN_DEVIATION))
+        self.state["scale"].copy_(variance.clamp(min=_MIN_DEVIATION**2).sqrt())

@@ -1,7 +1,9 @@
 """The hot loop: read, prepare, step; log, validate and save when it is due."""
 
+import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -42,6 +44,7 @@ class Record:
 
     def __init__(self, store: CheckpointStore, tracker: Tracker | None, peak: float, step_flops: float) -> None:
         self.store, self.tracker, self.peak, self.step_flops = store, tracker, peak, step_flops
+        self.logged: dict[str, float] = {}  # last, on rank 0
 
 
 def train(job: Job, stream: Iterator[Batch], start: int, record: Record, asked_to_stop: Event) -> None:
@@ -66,8 +69,8 @@ def train(job: Job, stream: Iterator[Batch], start: int, record: Record, asked_t
         if due(step, cfg.run.log_every, cfg.optim.steps):
             stop = log_step(job, step, totals, prepared, reader.facts(batches), record, asked_to_stop.is_set())
         if stop or due(step, cfg.run.save_every, cfg.optim.steps):
-            save(job, step, record)
-            reader.restart_clock()
+            with reader.stopped_clock():
+                save(job, step, record)
         if stop:
             raise StoppedError(f"run {cfg.run.dir}: asked to stop, saved after step {step}; the same command goes on")
 
@@ -88,11 +91,17 @@ class Reader:
         self._side = stream_type() if job.engine.device.type == "cuda" and job.objective.is_frozen else None
         self._ahead = self._begin() if self._side is not None else None
         self._num_bad = torch.zeros(len(CAUSES), dtype=torch.int64)
-        self.restart_clock()
+        self._restart_clock()
 
-    def restart_clock(self) -> None:
-        """Time from here on is of steps."""
-        self._started, self._waited = time.perf_counter(), 0.0
+    @contextmanager
+    def stopped_clock(self) -> Iterator[None]:
+        """What happens in here takes no time of the steps."""
+        began = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - began
+
+    def _restart_clock(self) -> None:
+        self._started, self._waited, self._num_steps = time.perf_counter(), 0.0, 0
 
     def next_step(self) -> tuple[list[Batch], list[Prepared]]:
         """Micro batches of the next step."""
@@ -105,6 +114,7 @@ class Reader:
             keep_until_used(found[1])
             self._side.wait_stream(torch.cuda.current_stream())
             self._ahead = self._begin()
+        self._num_steps += 1
         self._num_bad += sum(batch.num_bad for batch in found[0])
         return found
 
@@ -112,8 +122,8 @@ class Reader:
         """Of the steps since the last call."""
         seconds = time.perf_counter() - self._started
         keys = sum(int(batch.key_hashes.sum()) for batch in batches)
-        facts = ReadFacts(seconds, self._waited, keys, self._num_bad)
-        self.restart_clock()
+        facts = ReadFacts(seconds, self._num_steps, self._waited, keys, self._num_bad)
+        self._restart_clock()
         return facts
 
     def _begin(self) -> tuple[list[Batch], list[Prepared]]:
@@ -130,7 +140,7 @@ def log_step(
 ) -> bool:
     """Reduce over ranks and write; the only host sync of the loop. Returns whether any rank was asked to stop."""
     cfg = job.cfg
-    job.seconds.add_(read.seconds)
+    job.device_seconds.add_(read.seconds * job.world)
     reading = reduce_reading(read, cfg, job.dataset.order.num_samples, job.engine.device)
     masks = prepared[-1].view.masks[0]
     shares = torch.stack([part.mean() for part in (masks.filled, masks.target_weight, masks.rejected, masks.failed)])
@@ -142,15 +152,16 @@ def log_step(
     names = (*STATISTICS, "masks/context_filled", "masks/targets_kept", "masks/rejected", "masks/failed")
     if record.tracker is not None:
         group = job.engine.optimizer.param_groups[0]
-        rate = cfg.optim.batch * min(cfg.run.log_every, step + 1) / read.seconds
+        rate = cfg.optim.batch * read.num_steps / read.seconds
         perf = {
             "perf/images_per_s": rate,
             "perf/model_flop_utilisation": rate * record.step_flops / (record.peak * job.world),
-            "perf/device_hours": float(job.seconds) * job.world / 3600,
+            "perf/device_hours": float(job.device_seconds) / 3600,
         }
         rates = {"train/learning_rate": group["lr"], "train/weight_decay": group["weight_decay"]}
         norm = {"train/gradient_norm": gradient_norm(job.engine)}
-        record.tracker.log(step, dict(zip(names, found, strict=True)) | rates | norm | perf | reading)
+        record.logged = dict(zip(names, found, strict=True)) | rates | norm | perf | reading
+        record.tracker.log(step, record.logged)
     return bool(wants_stop)
 
 
@@ -158,23 +169,32 @@ def _where_not_finite(job: Job, step: int, totals: torch.Tensor) -> str:
     flags = [torch.zeros(1, device=totals.device) for _ in range(job.world)]
     distributed.all_gather(flags, (~totals.isfinite()).any().float()[None])
     ranks = ", ".join(str(rank) for rank, flag in enumerate(flags) if flag > 0)
-    return (
-        f"the loss is not finite at step {step} on rank {ranks}; the last good checkpoint is in "
-        f"{job.cfg.run.dir}/checkpoints; lower optim.lr or look at the data"
-    )
+    return f"the loss is not finite at step {step} on rank {ranks}; {_way_out(job)}"
+
+
+def _way_out(job: Job) -> str:
+    return f"the last good checkpoint is in {job.cfg.run.dir}/checkpoints; lower optim.lr or look at the data"
 
 
 def save(job: Job, step: int, record: Record) -> None:
-    """Validate, then save; the score that may make this the best checkpoint is the held-out loss."""
+    """Validate, then save; the score that may make this the best checkpoint is the held-out loss.
+
+    Raises:
+        FloatingPointError: the held-out loss or the features are not finite.
+
+    """
     found = validate(job)
-    score = None
-    if found is not None:
-        comparable = job.objective.is_frozen and not is_collapsed(found.metrics)
-        score = found.metrics["val/loss"] if comparable else None
-        if record.tracker is not None:
-            record.tracker.log(step, found.metrics)
-            record.tracker.tag("verdict", verdict(found.metrics))
+    metrics = found.metrics if found is not None else {}
+    if not all(map(math.isfinite, metrics.values())):
+        raise FloatingPointError(f"held-out images: loss or features are not finite after step {step}; {_way_out(job)}")
+    if record.tracker is not None:
+        if found is not None:
+            record.tracker.log(step, metrics)
             _draw(job, step, found, record.tracker)
+        if record.logged or metrics:
+            record.tracker.tag("verdict", verdict(record.logged | metrics))
+    comparable = job.objective.is_frozen and not is_collapsed(metrics)
+    score = metrics.get("val/loss") if comparable else None
     record.store.save(job.engine, step + 1, job.state(), score)
 
 

@@ -15,7 +15,7 @@ from train.vit import Predictor, new_student
 
 
 class Statistics(NamedTuple):
-    """Of predictions and targets, each () float32 and weighted like the loss.
+    """Of predictions and targets of one micro batch, each () float32 and weighted like the loss.
 
     Attributes:
         cosine: between a prediction and its target.

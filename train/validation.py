@@ -38,10 +38,11 @@ def validate(job: Job) -> Validation | None:
     if job.held_out is None:
         return None
     if not job.objective.is_frozen:  # targets moved, and their means with them
-        found = measure_means(job.objective.targets, ((v.images, v.valid) for v in _views(job)))
-        for mean, new in zip(job.means, found, strict=True):
-            distributed.all_reduce(new)
-            mean.copy_(new / job.world)
+        looks = ((view.images, view.valid) for view in _views(job))
+        for mean, new in zip(
+            job.means, measure_means(job.objective.targets, looks, distributed.all_reduce), strict=True
+        ):
+            mean.copy_(new)
     job.engine.eval()
     one = torch.ones((), device=job.engine.device)
     totals = torch.zeros(len(STATISTICS) + 1, device=job.engine.device)

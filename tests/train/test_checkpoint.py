@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,26 +23,12 @@ from tests.conftest import ROOT
 from tests.sharding import conftest as sharding_fixtures
 from train.checkpoint import Checkpoint, CheckpointStore, latest_checkpoint, restore_moments
 from train.config import PretrainConfig
-from train.engine import build_engine, set_still, start_distributed
+from train.engine import build_engine, set_still
 from train.tensor_file import write_tensors
 
 s3 = sharding_fixtures.s3
 INPUTS = torch.linspace(-1, 1, 24).reshape(4, 6)
-LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alone() -> Iterator[None]:
-    """A process group of one; the environment must not keep it, or later subprocesses would try to join."""
-    before = dict(os.environ)
-    for name in LAUNCH:
-        os.environ.pop(name, None)
-    start_distributed()
-    yield
-    torch.distributed.destroy_process_group()
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    os.environ.update(before)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def new_engine(zero_stage: int, weights: dict[str, torch.Tensor] | None = None) -> DeepSpeedEngine:

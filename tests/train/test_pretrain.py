@@ -75,6 +75,7 @@ def test_a_run_leaves_exactly_these_files(runs: Path) -> None:
     assert files == {
         "config.yaml", "metrics.jsonl", "run.json", "encoder/config.json", "encoder/model.safetensors",
         "checkpoints/step-00000006.safetensors", "checkpoints/step-00000008.safetensors",
+        *(f"pictures/{name}-0000000{step}.png" for name in ("masks", "features") for step in (3, 6, 8)),
     }  # fmt: skip
 
 
@@ -132,6 +133,18 @@ def test_bad_samples_above_the_limit_end_the_run(runs: Path, shards: Path) -> No
     done = run_command("python", str(ROOT / "train" / "pretrain.py"), "--config", str(path), "data.max_bad_fraction=1")
     assert done.returncode == 0, done.stderr[-2000:]
     assert metrics(runs / "bad", "data/bad_undecodable")[-1] > 0
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_step_and_rank(shards: Path, tmp_path: Path) -> None:
+    path = config(tmp_path, shards, "teacher")
+    explode = ("optim.lr=1e30", "optim.start_lr=1e-5", "optim.warmup_steps=2", "run.save_every=100")
+    done = run_command("python", str(ROOT / "train" / "pretrain.py"), "--config", str(path), *explode)
+    assert done.returncode == 1
+    assert "the loss is not finite at step 2 on rank 0; the last good checkpoint is in" in done.stderr
+    assert f"{tmp_path}/teacher/checkpoints" in done.stderr
+    run_id = json.loads((tmp_path / "teacher" / "run.json").read_text())["mlflow_run_id"]
+    assert mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(run_id).info.status == "FAILED"
+    assert not (tmp_path / "teacher" / "encoder").exists()
 
 
 def test_a_resumed_run_refuses_other_settings(runs: Path) -> None:

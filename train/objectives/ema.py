@@ -27,7 +27,8 @@ def ema(cfg: PretrainConfig, device: torch.device) -> Objective:
 
     @torch.no_grad()
     def targets(images: torch.Tensor) -> torch.Tensor:
-        latents: torch.Tensor = average.encoder(images).float()
+        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.optim.precision == "bf16"):  # as the student
+            latents: torch.Tensor = average.encoder(images).float()
         if cfg.target.normalisation == "none":
             return latents
         return functional.layer_norm(latents, latents.shape[-1:])
