@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from sharding.recording import InputError
 from train.config import TeacherConfig
 from train.published import read_weights, to_timm
@@ -40,7 +42,9 @@ def find_backbone(cfg: TeacherConfig) -> Backbone:
     """
     kind, colon, name = cfg.source.partition(":")
     if colon and kind == "random" and is_timm_name(name):  # a control, and what --smoke takes
-        return described_backbone(timm_model(name, {}), name)
+        with torch.random.fork_rng(devices=[]):  # the same for every rank, start and seed
+            torch.manual_seed(0)
+            return described_backbone(timm_model(name, {}), name)
     return _folder(cfg) if Path(cfg.source).is_dir() else _timm_name(cfg)
 
 
