@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
+from torch import distributed
 
 from train.objective import Look
 
@@ -31,12 +32,17 @@ class Means(NamedTuple):
 
 @torch.no_grad()
 def measure_means(targets: Callable[[torch.Tensor], torch.Tensor], looks: Iterable[Look]) -> Means:
-    """Means over the valid patches of some images; a position that is never valid has the overall mean."""
+    """Means over the valid patches of the images of all ranks; every rank must call it, and may give the same.
+
+    A position that is never valid has the overall mean.
+    """
     totals: list[torch.Tensor] = []
     for images, valid in looks:
         latents, weight = targets(images).double(), valid.double()[..., None]
         sums = [(latents * weight).sum(dim=0), weight.sum(dim=0)]
         totals = [total + one for total, one in zip(totals, sums, strict=True)] if totals else sums
+    for total in totals:
+        distributed.all_reduce(total)
     summed, count = totals
     overall = summed.sum(dim=0) / count.sum().clamp(min=1)
     at_position = torch.where(count > 0, summed / count.clamp(min=1), overall)

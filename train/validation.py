@@ -40,8 +40,7 @@ def validate(job: Job) -> Validation | None:
     if not job.objective.is_frozen:  # targets moved, and their means with them
         found = measure_means(job.objective.targets, ((v.images, v.valid) for v in _views(job)))
         for mean, new in zip(job.means, found, strict=True):
-            distributed.all_reduce(new)
-            mean.copy_(new / job.world)
+            mean.copy_(new)
     job.engine.eval()
     one = torch.ones((), device=job.engine.device)
     totals = torch.zeros(len(STATISTICS) + 1, device=job.engine.device)
