@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,7 +16,7 @@ from sharding.stream import CAUSES, Batch
 from train.checkpoint import CheckpointStore
 from train.config import PretrainConfig
 from train.data import ReadFacts, reduce_reading
-from train.engine import gradient_norm, set_schedule
+from train.engine import gradient_norm, on_rank_0, set_schedule
 from train.health import is_collapsed, verdict
 from train.job import Job
 from train.pictures import features_png, masks_png
@@ -65,9 +66,11 @@ def train(job: Job, stream: Iterator[Batch], start: int, record: Record, asked_t
         stop = False
         if due(step, cfg.run.log_every, cfg.optim.steps):
             stop = log_step(job, step, totals, prepared, reader.facts(batches), record, asked_to_stop.is_set())
-        if stop or due(step, cfg.run.save_every, cfg.optim.steps):
-            save(job, step, record)
-            reader.restart_clock()
+        is_due = due(step, cfg.run.save_every, cfg.optim.steps)
+        if stop or is_due:
+            with reader.paused():
+                # who asks a run to stop kills it half a minute later: no validation then
+                save(job, step, record, with_validation=is_due)
         if stop:
             raise StoppedError(f"run {cfg.run.dir}: asked to stop, saved after step {step}; the same command goes on")
 
@@ -88,11 +91,17 @@ class Reader:
         self._side = stream_type() if job.engine.device.type == "cuda" and job.objective.is_frozen else None
         self._ahead = self._begin() if self._side is not None else None
         self._num_bad = torch.zeros(len(CAUSES), dtype=torch.int64)
-        self.restart_clock()
+        self._restart_clock()
 
-    def restart_clock(self) -> None:
-        """Time from here on is of steps."""
-        self._started, self._waited = time.perf_counter(), 0.0
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside takes no time: it is no part of a step."""
+        began = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - began
+
+    def _restart_clock(self) -> None:
+        self._started, self._waited, self._num_steps = time.perf_counter(), 0.0, 0
 
     def next_step(self) -> tuple[list[Batch], list[Prepared]]:
         """Micro batches of the next step."""
@@ -105,6 +114,7 @@ class Reader:
             keep_until_used(found[1])
             self._side.wait_stream(torch.cuda.current_stream())
             self._ahead = self._begin()
+        self._num_steps += 1
         self._num_bad += sum(batch.num_bad for batch in found[0])
         return found
 
@@ -112,8 +122,8 @@ class Reader:
         """Of the steps since the last call."""
         seconds = time.perf_counter() - self._started
         keys = sum(int(batch.key_hashes.sum()) for batch in batches)
-        facts = ReadFacts(seconds, self._waited, keys, self._num_bad)
-        self.restart_clock()
+        facts = ReadFacts(self._num_steps, seconds, self._waited, keys, self._num_bad)
+        self._restart_clock()
         return facts
 
     def _begin(self) -> tuple[list[Batch], list[Prepared]]:
@@ -140,18 +150,29 @@ def log_step(
         raise FloatingPointError(_where_not_finite(job, step, totals))
     *found, wants_stop = values.tolist()
     names = (*STATISTICS, "masks/context_filled", "masks/targets_kept", "masks/rejected", "masks/failed")
-    if record.tracker is not None:
-        group = job.engine.optimizer.param_groups[0]
-        rate = cfg.optim.batch * min(cfg.run.log_every, step + 1) / read.seconds
-        perf = {
-            "perf/images_per_s": rate,
-            "perf/model_flop_utilisation": rate * record.step_flops / (record.peak * job.world),
-            "perf/device_hours": float(job.seconds) * job.world / 3600,
-        }
-        rates = {"train/learning_rate": group["lr"], "train/weight_decay": group["weight_decay"]}
-        norm = {"train/gradient_norm": gradient_norm(job.engine)}
-        record.tracker.log(step, dict(zip(names, found, strict=True)) | rates | norm | perf | reading)
+    metrics = dict(zip(names, found, strict=True)) | _optimizer_metrics(job) | _speed(job, read, record) | reading
+    on_rank_0(lambda: _write_metrics(step, metrics, record.tracker))
     return bool(wants_stop)
+
+
+def _write_metrics(step: int, metrics: dict[str, float], tracker: Tracker | None) -> None:
+    assert tracker is not None  # this is rank 0
+    tracker.log(step, metrics)
+
+
+def _optimizer_metrics(job: Job) -> dict[str, float]:
+    group, norm = job.engine.optimizer.param_groups[0], gradient_norm(job.engine)
+    rates = {"train/learning_rate": group["lr"], "train/weight_decay": group["weight_decay"]}
+    return rates if norm is None else rates | {"train/gradient_norm": norm}
+
+
+def _speed(job: Job, read: ReadFacts, record: Record) -> dict[str, float]:
+    rate = job.cfg.optim.batch * read.num_steps / read.seconds
+    return {
+        "perf/images_per_s": rate,
+        "perf/model_flop_utilisation": rate * record.step_flops / (record.peak * job.world),
+        "perf/device_hours": float(job.seconds) * job.world / 3600,
+    }
 
 
 def _where_not_finite(job: Job, step: int, totals: torch.Tensor) -> str:
@@ -164,21 +185,21 @@ def _where_not_finite(job: Job, step: int, totals: torch.Tensor) -> str:
     )
 
 
-def save(job: Job, step: int, record: Record) -> None:
+def save(job: Job, step: int, record: Record, *, with_validation: bool) -> None:
     """Validate, then save; the score that may make this the best checkpoint is the held-out loss."""
-    found = validate(job)
+    found = validate(job) if with_validation else None
     score = None
     if found is not None:
         comparable = job.objective.is_frozen and not is_collapsed(found.metrics)
         score = found.metrics["val/loss"] if comparable else None
-        if record.tracker is not None:
-            record.tracker.log(step, found.metrics)
-            record.tracker.tag("verdict", verdict(found.metrics))
-            _draw(job, step, found, record.tracker)
+        on_rank_0(lambda: _write_validation(job, step, found, record.tracker))
     record.store.save(job.engine, step + 1, job.state(), score)
 
 
-def _draw(job: Job, step: int, found: Validation, tracker: Tracker) -> None:
+def _write_validation(job: Job, step: int, found: Validation, tracker: Tracker | None) -> None:
+    assert tracker is not None  # this is rank 0
+    tracker.log(step, found.metrics)
+    tracker.tag("verdict", verdict(found.metrics))
     folder = job.cfg.run.dir / "pictures"
     folder.mkdir(exist_ok=True)
     patch = job.engine.module.student.patch
