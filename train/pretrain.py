@@ -46,9 +46,10 @@ def open_run(cfg: PretrainConfig, checkpoint: Checkpoint | None) -> None:
 
     """
     path = cfg.run.dir / "config.yaml"
-    if path.exists() and checkpoint is not None:
-        different = results_differ(load_config(path, []), cfg)
-        if different:
+    if path.exists() and (different := results_differ(load_config(path, []), cfg)):
+        if checkpoint is None:  # nothing of the other config is kept: this one is a run of its own in MLflow
+            (cfg.run.dir / "run.json").unlink(missing_ok=True)
+        else:
             raise InputError(
                 f"run {cfg.run.dir}: is at step {checkpoint.step} of another config ({'; '.join(different[:3])}); "
                 "give another run.dir, or the old settings"

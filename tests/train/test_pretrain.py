@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from sharding.tar_index import load_index
 from tests.conftest import ROOT, run_command
+from train.config_file import load_config
+from train.pretrain import open_run
 
 pytestmark = pytest.mark.launch
 STEPS = 8
@@ -142,6 +144,17 @@ def test_a_resumed_run_refuses_other_settings(runs: Path) -> None:
     )
     assert done.returncode == 2
     assert "is at step 8 of another config (masks.num_targets: 4 -> 3)" in done.stderr
+
+
+def test_a_config_that_changes_before_the_first_checkpoint_is_a_new_run_in_mlflow(tmp_path: Path) -> None:
+    first = load_config(config(tmp_path, tmp_path / "shards", "mine"), [])
+    open_run(first, None)
+    (tmp_path / "mine" / "run.json").touch()
+    open_run(first, None)
+    assert (tmp_path / "mine" / "run.json").exists()
+    open_run(load_config(tmp_path / "mine.yaml", ["optim.lr=1"]), None)
+    assert not (tmp_path / "mine" / "run.json").exists()
+    assert load_config(tmp_path / "mine" / "config.yaml", []).optim.lr == 1
 
 
 def test_a_resumed_run_refuses_another_teacher_of_the_same_name(runs: Path) -> None:
