@@ -8,7 +8,7 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo elastic test smoke lint format type shards pretrain probe ui bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture
+.PHONY: help setup demo elastic test smoke matrix lint format type shards pretrain probe ui bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -26,11 +26,14 @@ setup: .venv/.ready  ## virtual environment with everything
 demo: setup  ## the whole line on generated and real recordings, in minutes
 	$(BIN)/us-jepa demo
 
-test: setup  ## all tests
+test: setup  ## all tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 smoke: setup  ## every config: costs, and two steps at reduced size
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/train/test_smoke.py
+
+matrix: setup  ## ZeRO 0-3 x ranks x accumulation, resumed everywhere; every kill, stop and full disk: half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" tests/train/test_zero.py tests/train/test_kill.py
 
 lint: .venv/.dev  ## format and rules, checked
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .

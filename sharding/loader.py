@@ -2,8 +2,10 @@
 
 import multiprocessing
 import resource
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from typing import Any
 
 import cv2
@@ -66,7 +68,8 @@ def micro_batches(dataset: PositionDataset, cfg: StreamConfig, start: int) -> It
 
     """
     prefetcher = _prefetcher(dataset, cfg, start)
-    multiprocessing.set_forkserver_preload([PositionDataset.__module__])  # torch is imported once, not per worker
+    if cfg.num_workers:
+        _start_forkserver()
     loader = DataLoader(
         dataset,
         batch_sampler=_MicroBatches(dataset.order, cfg, start),
@@ -101,6 +104,8 @@ def _named(
             number += 1
             yield batch
     except (RuntimeError, OSError, EOFError) as error:  # of a dead worker: torch's own, or of the pipe to it
+        for worker in multiprocessing.active_children():  # at exit they would be terminated, which they ignore
+            worker.kill()
         step = start + number // num_per_step
         positions = _of_rank(dataset.order, cfg, step).ravel()
         shards = ", ".join(shard.place for shard in dataset.shards_of(positions[positions >= 0])[:3])
@@ -132,7 +137,21 @@ def _same(batch: Any) -> Any:  # noqa: ANN401 - the batch of PositionDataset.__g
     return batch
 
 
+def _start_forkserver() -> None:
+    """Start the process that decoding processes are forked from; torch is imported once, there.
+
+    Launchers and Slurm send SIGTERM to every process of a run: the rank then saves, and needs its batches until it has.
+    """
+    multiprocessing.set_forkserver_preload([PositionDataset.__module__])
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is ignored stays so in a new program
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _begin_worker(worker: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # again: torch set its own
     cv2.setNumThreads(1)
     allow_open_files()
 

@@ -7,6 +7,7 @@ DeepSpeed's own checkpoints load only at the world size that wrote them. `checkp
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from deepspeed.utils import (
 from torch import distributed
 
 from train.copies import Copies
+from train.engine import on_rank_0
 from train.tensor_file import read_header, read_tensors, remove_unfinished, write_tensors
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -31,11 +33,13 @@ class Checkpoint:
     Attributes:
         step: optimizer steps done.
         tensors: `weights.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`, and the extra tensors that were saved.
+        facts: of the file's header, see CheckpointStore.
 
     """
 
     step: int
     tensors: dict[str, torch.Tensor]
+    facts: dict[str, str]
 
     def part(self, prefix: str) -> dict[str, torch.Tensor]:
         """Tensors under a prefix, by the rest of their names."""
@@ -64,23 +68,27 @@ class CheckpointStore:
         run_dir: run directory.
         keep: number of last checkpoints that stay.
         copy_to: folder or URL; see train/copies.py. None: no copies.
+        facts: what the header of each file says beside its score.
 
     Raises:
         InputError: a checkpoint is damaged, or `copy_to` is no place that can be written to.
 
     """
 
-    def __init__(self, run_dir: Path, keep: int, copy_to: str | None = None) -> None:
-        self._run_dir, self._keep, self._folder = run_dir, keep, run_dir / "checkpoints"
+    def __init__(
+        self, run_dir: Path, keep: int, copy_to: str | None = None, facts: dict[str, str] | None = None
+    ) -> None:
+        self._run_dir, self._keep, self._folder, self._facts = run_dir, keep, run_dir / "checkpoints", facts or {}
         self._is_writer = distributed.get_rank() == 0
-        self._copies: Copies | None = None
-        if not self._is_writer:
-            return
+        self._copies = on_rank_0(partial(self._open, copy_to))
+
+    def _open(self, copy_to: str | None) -> Copies | None:
         self._folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self._folder)
-        _best(_paths(run_dir))  # a damaged one is said now, not in the middle of the run
-        if copy_to is not None:
-            self._copies = Copies(self._folder, f"{copy_to.rstrip('/')}/{run_dir.resolve().name}")
+        _best(_paths(self._run_dir))  # a damaged one is said now, not in the middle of the run
+        if copy_to is None:
+            return None
+        return Copies(self._folder, f"{copy_to.rstrip('/')}/{self._run_dir.resolve().name}")
 
     def save(self, engine: Any, step: int, extra: dict[str, torch.Tensor], score: float | None = None) -> None:  # noqa: ANN401
         """Write a checkpoint after `step` optimizer steps; every rank must call it.
@@ -101,13 +109,14 @@ class CheckpointStore:
             bad.append(f"the score, {score},")
         if bad:
             raise FloatingPointError(f"checkpoint of step {step}: {bad[0]} is not finite; the one before it is kept")
-        if self._is_writer:
-            header = {} if score is None else {"score": repr(score)}
-            write_tensors(tensors, self._folder / f"step-{step:08d}.safetensors", header)
-            self._prune()
-            if self._copies is not None:
-                self._copies.refresh()
-        distributed.barrier()
+        header = self._facts if score is None else self._facts | {"score": repr(score)}
+        on_rank_0(partial(self._write, tensors, step, header))
+
+    def _write(self, tensors: dict[str, torch.Tensor], step: int, header: dict[str, str]) -> None:
+        write_tensors(tensors, self._folder / f"step-{step:08d}.safetensors", header)
+        self._prune()
+        if self._copies is not None:
+            self._copies.refresh()
 
     def latest(self) -> Checkpoint | None:
         """Like `latest_checkpoint`."""
@@ -152,7 +161,7 @@ def _best(paths: list[Path]) -> Path | None:
 
 def _read(path: Path, older: list[Path]) -> Checkpoint:
     way_out = f"delete it to go on from {older[-1].name}" if older else "delete it to go on without it"
-    return Checkpoint(int(path.stem.removeprefix("step-")), read_tensors(path, way_out))
+    return Checkpoint(int(path.stem.removeprefix("step-")), read_tensors(path, way_out), read_header(path))
 
 
 def _gather(engine: Any, extra: dict[str, torch.Tensor], is_writer: bool) -> tuple[dict[str, torch.Tensor], list[str]]:  # noqa: ANN401

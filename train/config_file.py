@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from sharding.recording import InputError
+from sharding.store import Store
 from train.config import PretrainConfig
 
 
@@ -33,8 +34,8 @@ def load_config(path: Path, overrides: list[str]) -> PretrainConfig:
 
 
 def save_config(cfg: PretrainConfig, path: Path) -> None:
-    """Write the resolved config as YAML that load_config reads back."""
-    path.write_text(yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False))
+    """Write the resolved config as YAML that load_config reads back; a crash leaves the old file or the new one."""
+    Store(path.parent).write(path.name, yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False).encode())
 
 
 def results_differ(old: PretrainConfig, new: PretrainConfig) -> list[str]:

@@ -58,12 +58,12 @@ def stream_of_rank(cfg: PretrainConfig, rank: int, world: int) -> StreamConfig:
 
 @dataclass(frozen=True)
 class ReadFacts:
-    """What the stream gave this rank: seconds and steps since the last log, seconds waited for data, the sum of the
-    last step's key hashes, and the bad samples of the run by cause.
+    """What the stream gave this rank: steps since the last log, seconds in them, of these waited for data, the sum of
+    the last step's key hashes, and the bad samples of the run by cause.
     """
 
-    seconds: float
     num_steps: int
+    seconds: float
     waited: float
     keys_hash: int
     num_bad: torch.Tensor

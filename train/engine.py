@@ -1,22 +1,26 @@
 """DeepSpeed: one engine around one module, its config derived from ours so that nothing is written twice."""
 
 import os
+import re
 import socket
 import subprocess
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
 from torch import distributed, nn
 
 from sharding.order import micro_batches_per_step
+from sharding.recording import InputError
 from train.config import PretrainConfig
 from train.schedule import learning_rate, weight_decay
 
 _NO_DECAY_DIMENSIONS = 1  # biases, norms and tokens' gains are not decayed
 _SIDE = {False: 1024, True: 8192}  # of the matrices that are multiplied, on a GPU larger
 _TRIES = 5
+T = TypeVar("T")
 
 
 def start_distributed() -> tuple[int, int]:
@@ -31,20 +35,59 @@ def start_distributed() -> tuple[int, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
+def on_rank_0(act: Callable[[], T]) -> T | None:
+    """Do something in the run directory on rank 0, while the others wait; every rank must call it.
+
+    Returns:
+        its result on rank 0, None elsewhere.
+
+    Raises:
+        InputError: what rank 0 raised, or that it cannot write, on every rank: all end with one exit code, and none
+            waits for one that is gone.
+
+    """
+    found, trouble = None, ""
+    if distributed.get_rank() == 0:
+        try:
+            found = act()
+        except InputError as error:
+            trouble = str(error)
+        except OSError as error:
+            trouble = f"the run directory cannot be written ({error}); make room and run the same command again"
+    said = [trouble]
+    distributed.broadcast_object_list(said, src=0)
+    if said[0]:
+        raise InputError(said[0])
+    return found
+
+
 def _slurm() -> dict[str, str]:
-    """What the other launchers set, from what srun sets. The port follows from the job, so that two do not meet."""
+    """What the other launchers set, from what srun sets. The port follows from the job, so that two do not meet.
+
+    A step may have fewer nodes than its job.
+    """
     said = os.environ
+    if "SLURM_STEP_ID" not in said:  # a batch script looks like the first of the tasks that srun would start
+        raise InputError(f"Slurm gives {said['SLURM_NTASKS']} tasks, and this is none of them; start it with srun")
+    nodes = said.get("SLURM_STEP_NODELIST", said["SLURM_JOB_NODELIST"])
     hosts = subprocess.run(
-        ["scontrol", "show", "hostnames", said["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
+        ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
     ).stdout.split()
+    tasks = said.get("SLURM_STEP_TASKS_PER_NODE") or said.get("SLURM_TASKS_PER_NODE")
+    port = 20_000 + (int(said["SLURM_JOB_ID"]) + int(said["SLURM_STEP_ID"])) % 20_000
     return {
         "RANK": said["SLURM_PROCID"],
         "LOCAL_RANK": said["SLURM_LOCALID"],
         "WORLD_SIZE": said["SLURM_NTASKS"],
-        "LOCAL_WORLD_SIZE": said["SLURM_NTASKS_PER_NODE"],
         "MASTER_ADDR": said.get("MASTER_ADDR", hosts[0]),
-        "MASTER_PORT": said.get("MASTER_PORT", str(20_000 + int(said["SLURM_JOB_ID"]) % 20_000)),
-    }
+        "MASTER_PORT": said.get("MASTER_PORT", str(port)),
+    } | ({"LOCAL_WORLD_SIZE": str(_tasks_of_nodes(tasks)[int(said["SLURM_NODEID"])])} if tasks else {})
+
+
+def _tasks_of_nodes(text: str) -> list[int]:
+    """Tasks of each node, from what Slurm writes: `2(x3),1` is 2, 2, 2, 1."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(tasks) for tasks, times in found for _ in range(int(times or 1))]
 
 
 def _free_port() -> int:
@@ -80,10 +123,10 @@ def build_engine(module: nn.Module, cfg: PretrainConfig, world: int) -> Any:  # 
     return engine
 
 
-def gradient_norm(engine: Any) -> float:  # noqa: ANN401
-    """Of the last step before clipping, over all ranks; waits for the device."""
+def gradient_norm(engine: Any) -> float | None:  # noqa: ANN401
+    """Of the last step before clipping, over all ranks; waits for the device. None: ZeRO-0 does not keep it."""
     norm = engine.get_global_grad_norm()
-    return 0.0 if norm is None else float(norm)
+    return None if norm is None else float(norm)
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:

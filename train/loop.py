@@ -1,50 +1,27 @@
 """The hot loop: read, prepare, step; log, validate and save when it is due."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Event
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import distributed
 
 from sharding.order import micro_batches_per_step
 from sharding.stream import CAUSES, Batch
-from train.checkpoint import CheckpointStore
 from train.config import PretrainConfig
-from train.data import ReadFacts, reduce_reading
-from train.engine import gradient_norm, set_schedule
-from train.health import is_collapsed, verdict
+from train.data import ReadFacts
+from train.engine import set_schedule
 from train.job import Job
-from train.pictures import features_png, masks_png
+from train.record import Record, log_step, save
 from train.schedule import due
-from train.step import STATISTICS, Prepared, keep_until_used, prepare, run_step
-from train.tracking import Tracker
-from train.validation import Validation, validate
+from train.step import Prepared, keep_until_used, prepare, run_step
 
 
 class StoppedError(Exception):
     """The run was asked to end (SIGTERM), and has saved a checkpoint; it goes on with the same command."""
-
-
-class Record:
-    """Where a rank puts what it finds.
-
-    Args:
-        store: checkpoints.
-        tracker: on rank 0, None elsewhere.
-        peak: FLOP/s that this device reaches in matrix products.
-        step_flops: useful ones of a step, per image.
-
-    """
-
-    def __init__(self, store: CheckpointStore, tracker: Tracker | None, peak: float, step_flops: float) -> None:
-        self.store, self.tracker, self.peak, self.step_flops = store, tracker, peak, step_flops
-        self.logged: dict[str, float] = {}  # last, on rank 0
 
 
 def train(job: Job, stream: Iterator[Batch], start: int, record: Record, asked_to_stop: Event) -> None:
@@ -68,9 +45,11 @@ def train(job: Job, stream: Iterator[Batch], start: int, record: Record, asked_t
         stop = False
         if due(step, cfg.run.log_every, cfg.optim.steps):
             stop = log_step(job, step, totals, prepared, reader.facts(batches), record, asked_to_stop.is_set())
-        if stop or due(step, cfg.run.save_every, cfg.optim.steps):
-            with reader.stopped_clock():
-                save(job, step, record)
+        is_due = due(step, cfg.run.save_every, cfg.optim.steps)
+        if stop or is_due:
+            with reader.paused():
+                # who asks a run to stop kills it half a minute later: no validation then
+                save(job, step, record, with_validation=is_due)
         if stop:
             raise StoppedError(f"run {cfg.run.dir}: asked to stop, saved after step {step}; the same command goes on")
 
@@ -89,13 +68,13 @@ class Reader:
         self._num = micro_batches_per_step(job.cfg.optim.batch, job.cfg.run.micro_batch, job.world)
         stream_type: Any = torch.cuda.Stream  # has no types
         self._side = stream_type() if job.engine.device.type == "cuda" and job.objective.is_frozen else None
-        self._ahead = self._begin() if self._side is not None else None
         self._num_bad = torch.zeros(len(CAUSES), dtype=torch.int64)
         self._restart_clock()
+        self._ahead = self._begin() if self._side is not None else None
 
     @contextmanager
-    def stopped_clock(self) -> Iterator[None]:
-        """What happens in here takes no time of the steps."""
+    def paused(self) -> Iterator[None]:
+        """What happens inside takes no time: it is no part of a step."""
         began = time.perf_counter()
         yield
         self._started += time.perf_counter() - began
@@ -122,91 +101,17 @@ class Reader:
         """Of the steps since the last call."""
         seconds = time.perf_counter() - self._started
         keys = sum(int(batch.key_hashes.sum()) for batch in batches)
-        facts = ReadFacts(seconds, self._num_steps, self._waited, keys, self._num_bad)
+        facts = ReadFacts(self._num_steps, seconds, self._waited, keys, self._num_bad)
         self._restart_clock()
         return facts
 
     def _begin(self) -> tuple[list[Batch], list[Prepared]]:
         asked = time.perf_counter()
         batches = [next(self._stream) for _ in range(self._num)]
-        self._waited = getattr(self, "_waited", 0.0) + time.perf_counter() - asked
+        self._waited += time.perf_counter() - asked
         job = self._job
         with torch.cuda.stream(self._side):  # None: no other stream
             return batches, [prepare(job.look(batch), job.objective, job.means, job.cfg) for batch in batches]
-
-
-def log_step(
-    job: Job, step: int, totals: torch.Tensor, prepared: list[Prepared], read: ReadFacts, record: Record, stop: bool
-) -> bool:
-    """Reduce over ranks and write; the only host sync of the loop. Returns whether any rank was asked to stop."""
-    cfg = job.cfg
-    job.device_seconds.add_(read.seconds * job.world)
-    reading = reduce_reading(read, cfg, job.dataset.order.num_samples, job.engine.device)
-    masks = prepared[-1].view.masks[0]
-    shares = torch.stack([part.mean() for part in (masks.filled, masks.target_weight, masks.rejected, masks.failed)])
-    values = torch.cat([totals, shares / job.world, totals.new_tensor([stop])])
-    distributed.all_reduce(values)
-    if not values.isfinite().all():
-        raise FloatingPointError(_where_not_finite(job, step, totals))
-    *found, wants_stop = values.tolist()
-    names = (*STATISTICS, "masks/context_filled", "masks/targets_kept", "masks/rejected", "masks/failed")
-    if record.tracker is not None:
-        group = job.engine.optimizer.param_groups[0]
-        rate = cfg.optim.batch * read.num_steps / read.seconds
-        perf = {
-            "perf/images_per_s": rate,
-            "perf/model_flop_utilisation": rate * record.step_flops / (record.peak * job.world),
-            "perf/device_hours": float(job.device_seconds) / 3600,
-        }
-        rates = {"train/learning_rate": group["lr"], "train/weight_decay": group["weight_decay"]}
-        norm = {"train/gradient_norm": gradient_norm(job.engine)}
-        record.logged = dict(zip(names, found, strict=True)) | rates | norm | perf | reading
-        record.tracker.log(step, record.logged)
-    return bool(wants_stop)
-
-
-def _where_not_finite(job: Job, step: int, totals: torch.Tensor) -> str:
-    flags = [torch.zeros(1, device=totals.device) for _ in range(job.world)]
-    distributed.all_gather(flags, (~totals.isfinite()).any().float()[None])
-    ranks = ", ".join(str(rank) for rank, flag in enumerate(flags) if flag > 0)
-    return f"the loss is not finite at step {step} on rank {ranks}; {_way_out(job)}"
-
-
-def _way_out(job: Job) -> str:
-    return f"the last good checkpoint is in {job.cfg.run.dir}/checkpoints; lower optim.lr or look at the data"
-
-
-def save(job: Job, step: int, record: Record) -> None:
-    """Validate, then save; the score that may make this the best checkpoint is the held-out loss.
-
-    Raises:
-        FloatingPointError: the held-out loss or the features are not finite.
-
-    """
-    found = validate(job)
-    metrics = found.metrics if found is not None else {}
-    if not all(map(math.isfinite, metrics.values())):
-        raise FloatingPointError(f"held-out images: loss or features are not finite after step {step}; {_way_out(job)}")
-    if record.tracker is not None:
-        if found is not None:
-            record.tracker.log(step, metrics)
-            _draw(job, step, found, record.tracker)
-        if record.logged or metrics:
-            record.tracker.tag("verdict", verdict(record.logged | metrics))
-    comparable = job.objective.is_frozen and not is_collapsed(metrics)
-    score = metrics.get("val/loss") if comparable else None
-    record.store.save(job.engine, step + 1, job.state(), score)
-
-
-def _draw(job: Job, step: int, found: Validation, tracker: Tracker) -> None:
-    folder = job.cfg.run.dir / "pictures"
-    folder.mkdir(exist_ok=True)
-    patch = job.engine.module.student.patch
-    pictures = {"masks": masks_png(found.view, patch), "features": features_png(found.view, found.tokens)}
-    for name, png in pictures.items():
-        path = Path(folder / f"{name}-{step + 1:08d}.png")
-        path.write_bytes(png)
-        tracker.artifact(path, "pictures")
 
 
 def progress_bar(start: int, cfg: PretrainConfig, rank: int) -> Iterator[int]:

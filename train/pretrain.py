@@ -1,8 +1,13 @@
 """Pretrain an encoder: `deepspeed train/pretrain.py --config train/configs/demo.yaml [section.key=value ...]`.
 
 The same command continues a run that was stopped: the newest checkpoint in `run.dir` decides. It also runs under
-torchrun and srun, and as plain `python train/pretrain.py` in one process. SIGTERM saves a checkpoint at the next log
-step and ends with exit code 75. `--smoke` tries a config: two steps at reduced size on generated data.
+torchrun and srun, and as plain `python train/pretrain.py` in one process. `--smoke` tries a config: two steps at
+reduced size on generated data.
+
+SIGTERM saves a checkpoint at the next log step; one rank that gets it is enough, all of them may. Exit code 75 says so,
+1 under torchrun. The `deepspeed` process itself does not pass the signal on: it dies, and the ranks train on. Send it
+to a rank, or to the process group (`kill -TERM -- -GROUP`): `deepspeed` then ends by the signal, which a shell calls
+143, and the ranks soon after. Exit code 2: something that you can mend, said in one sentence. 0: all steps are done.
 """
 
 import argparse
@@ -22,10 +27,11 @@ from train.checkpoint import Checkpoint, CheckpointStore, latest_checkpoint
 from train.config import PretrainConfig
 from train.config_file import flat_config, load_config, results_differ, save_config
 from train.data import find_sets, stream_of_rank
-from train.engine import matmul_rate, start_distributed
+from train.engine import matmul_rate, on_rank_0, start_distributed
 from train.flops import costs_of, describe_costs, step_flops_of
 from train.job import Job, begin, build_job
-from train.loop import Record, StoppedError, train
+from train.loop import StoppedError, train
+from train.record import Record
 from train.smoke import describe_config, smoke_config
 from train.tracking import Tracker, git_commit, tracking_uri
 from train.vit import load_strictly, new_student, save_encoder
@@ -41,9 +47,10 @@ def open_run(cfg: PretrainConfig, checkpoint: Checkpoint | None) -> None:
 
     """
     path = cfg.run.dir / "config.yaml"
-    if path.exists() and checkpoint is not None:
-        different = results_differ(load_config(path, []), cfg)
-        if different:
+    if path.exists() and (different := results_differ(load_config(path, []), cfg)):
+        if checkpoint is None:  # nothing of the other config is kept: this one is a run of its own in MLflow
+            (cfg.run.dir / "run.json").unlink(missing_ok=True)
+        else:
             raise InputError(
                 f"run {cfg.run.dir}: is at step {checkpoint.step} of another config ({'; '.join(different[:3])}); "
                 "give another run.dir, or the old settings"
@@ -70,11 +77,12 @@ def pretrain(cfg: PretrainConfig) -> None:
     sets = find_sets(cfg)  # say what is missing before a process group starts
     rank, world = start_distributed()
     checkpoint = latest_checkpoint(cfg.run.dir)
-    if rank == 0:
-        open_run(cfg, checkpoint)
+    on_rank_0(lambda: open_run(cfg, checkpoint))
     job = build_job(cfg, sets, checkpoint, (rank, world))
     facts = facts_of(job, sets)
-    tracker = open_tracker(job, facts, checkpoint) if rank == 0 else None
+    if checkpoint is not None:
+        check_facts(cfg, checkpoint, facts)
+    tracker = on_rank_0(lambda: open_tracker(job, facts, checkpoint))
     status = "FAILED"
     try:
         run(job, checkpoint, facts, tracker, asked_to_stop)
@@ -99,6 +107,22 @@ def facts_of(job: Job, sets: list[ShardSet]) -> dict[str, str]:
     }
 
 
+def check_facts(cfg: PretrainConfig, checkpoint: Checkpoint, facts: dict[str, str]) -> None:
+    """Refuse to go on with another teacher or other data under the same name.
+
+    Raises:
+        InputError: says which.
+
+    """
+    for name in ("teacher_sha256", "data_sha256"):
+        before = checkpoint.facts.get(name, facts[name])
+        if before != facts[name]:
+            raise InputError(
+                f"run {cfg.run.dir}: {name} was {before[:12]} until step {checkpoint.step}, and is {facts[name][:12]} "
+                "now; bring back what it was, or give another run.dir"
+            )
+
+
 def open_tracker(job: Job, facts: dict[str, str], checkpoint: Checkpoint | None) -> Tracker:
     """The MLflow run, on rank 0."""
     start = checkpoint.step if checkpoint else 0
@@ -112,7 +136,7 @@ def run(
 ) -> None:
     """Resume or measure, train, export."""
     cfg, start = job.cfg, checkpoint.step if checkpoint else 0
-    store = CheckpointStore(cfg.run.dir, cfg.run.keep, cfg.run.copy_to)
+    store = CheckpointStore(cfg.run.dir, cfg.run.keep, cfg.run.copy_to, facts)
     try:
         if start < cfg.optim.steps:
             begin(job, checkpoint)
@@ -123,15 +147,20 @@ def run(
             record = Record(store, tracker, peak, step_flops_of(cfg, width, teacher))
             stream = micro_batches(job.dataset, stream_of_rank(cfg, job.rank, job.world), start)
             train(job, stream, start, record, asked_to_stop)
-        if tracker is not None:
-            step = export(cfg, store, facts)
-            tracker.artifact(cfg.run.dir / "encoder", "encoder")
-            print(
-                f"encoder: {cfg.run.dir / 'encoder'}, of step {step}\n"
-                f"next: us-jepa probe {cfg.run.dir} --data FOLDER_WITH_LABELS_CSV"
-            )
+        on_rank_0(lambda: release(cfg, store, facts, tracker))
     finally:
         store.close()
+
+
+def release(cfg: PretrainConfig, store: CheckpointStore, facts: dict[str, str], tracker: Tracker | None) -> None:
+    """Export, and say where."""
+    assert tracker is not None  # this is rank 0
+    step = export(cfg, store, facts)
+    tracker.artifact(cfg.run.dir / "encoder", "encoder")
+    print(
+        f"encoder: {cfg.run.dir / 'encoder'}, of step {step}\n"
+        f"next: us-jepa probe {cfg.run.dir} --data FOLDER_WITH_LABELS_CSV"
+    )
 
 
 def export(cfg: PretrainConfig, store: CheckpointStore, facts: dict[str, str]) -> int:
@@ -151,6 +180,12 @@ def export(cfg: PretrainConfig, store: CheckpointStore, facts: dict[str, str]) -
     return chosen.step
 
 
+def say(error: Exception) -> None:
+    """Once per node, and not once per rank, what all ranks know; what happened to one rank, there."""
+    if os.environ.get("LOCAL_RANK", "0") == "0" or str(error).startswith(f"rank {os.environ['RANK']}:"):
+        print(f"pretrain: {error}", file=sys.stderr)
+
+
 def parse(argv: list[str]) -> tuple[PretrainConfig, bool]:
     """Read the command line: config, and whether only to try it. The environment has what the launcher says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -165,10 +200,8 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except InputError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # once, not once per rank
-            print(f"pretrain: {error}", file=sys.stderr)
+        say(error)
         sys.exit(2)
     except StoppedError as stopped:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"pretrain: {stopped}", file=sys.stderr)
+        say(stopped)
         sys.exit(STOPPED)

@@ -15,8 +15,8 @@ from train.data import find_sets
 from train.engine import set_schedule
 from train.health import effective_rank, is_collapsed, measure_means, spread, verdict
 from train.job import Job, begin, build_job
-from train.loop import Record, save
 from train.pictures import features_png, masks_png
+from train.record import Record, save
 from train.step import prepare, run_step
 from train.validation import Validation, validate
 
@@ -186,7 +186,7 @@ def test_no_collapsed_checkpoint_is_the_best(
 ) -> None:
     metrics = losses("val", 0.4, 1, 0.8) | {"health/feature_spread": 0.1} | changes
     found = Validation(metrics, some_view(config()), torch.randn(6, N, 48))
-    monkeypatch.setattr("train.loop.validate", lambda job: found)
+    monkeypatch.setattr("train.record.validate", lambda job: found)
     kept: Any = Kept()
     record = Record(kept, kept, 1, 1)
     record.logged = {"perf/data_wait_share": 0.5}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,12 @@ import mlflow
 import psutil
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from sharding.tar_index import load_index
 from tests.conftest import ROOT, run_command
+from train.config_file import load_config
+from train.pretrain import open_run
 
 pytestmark = pytest.mark.launch
 STEPS = 8
@@ -75,8 +79,7 @@ def test_a_run_leaves_exactly_these_files(runs: Path) -> None:
     assert files == {
         "config.yaml", "metrics.jsonl", "run.json", "encoder/config.json", "encoder/model.safetensors",
         "checkpoints/step-00000006.safetensors", "checkpoints/step-00000008.safetensors",
-        *(f"pictures/{name}-0000000{step}.png" for name in ("masks", "features") for step in (3, 6, 8)),
-    }  # fmt: skip
+    } | {f"pictures/{name}-0000000{step}.png" for name in ("masks", "features") for step in (3, 6, 8)}  # fmt: skip
 
 
 def test_one_rank_with_twice_the_micro_batch_logs_the_same_losses(runs: Path, shards: Path) -> None:
@@ -153,6 +156,27 @@ def test_a_resumed_run_refuses_other_settings(runs: Path) -> None:
     )
     assert done.returncode == 2
     assert "is at step 8 of another config (masks.num_targets: 4 -> 3)" in done.stderr
+
+
+def test_a_config_that_changes_before_the_first_checkpoint_is_a_new_run_in_mlflow(tmp_path: Path) -> None:
+    first = load_config(config(tmp_path, tmp_path / "shards", "mine"), [])
+    open_run(first, None)
+    (tmp_path / "mine" / "run.json").touch()
+    open_run(first, None)
+    assert (tmp_path / "mine" / "run.json").exists()
+    open_run(load_config(tmp_path / "mine.yaml", ["optim.lr=1"]), None)
+    assert not (tmp_path / "mine" / "run.json").exists()
+    assert load_config(tmp_path / "mine" / "config.yaml", []).optim.lr == 1
+
+
+def test_a_resumed_run_refuses_another_teacher_of_the_same_name(runs: Path) -> None:
+    path = runs / "teacher" / "encoder" / "model.safetensors"
+    before = path.read_bytes()
+    save_file({name: value + 1 for name, value in load_file(path).items()}, path)
+    done = run_command("python", str(ROOT / "train" / "pretrain.py"), "--config", str(runs / "two.yaml"))
+    path.write_bytes(before)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"teacher_sha256 was \w{12} until step 8, and is \w{12} now; bring back what it was", done.stderr)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,10 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -19,6 +17,7 @@ from mlflow.entities import Run
 import train.shipper
 from sharding.recording import InputError
 from tests.conftest import ROOT
+from tests.train.mlflow_server import Server, wait_until
 from train.journal import Artifact, Journal, read_record
 from train.tracking import Tracker, log_artifacts, open_client, recorded_run
 
@@ -72,51 +71,6 @@ def only_run(uri: str) -> Run:
 def history(uri: str, run: Run, key: str = "train/loss") -> list[int]:
     """Steps of all rows of a metric."""
     return sorted(point.step for point in mlflow.MlflowClient(uri).get_metric_history(run.info.run_id, key))
-
-
-def wait_until(is_so: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-class Server:
-    """`mlflow server` on a port of its own, which can be killed and started again."""
-
-    def __init__(self, database: Path) -> None:
-        self._database, self._process = database, None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self._port}"
-
-    def start(self) -> None:
-        folder = self._database.parent
-        command = [
-            sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port",
-            str(self._port), "--backend-store-uri", f"sqlite:///{self._database}", "--artifacts-destination",
-            str(folder / "artifacts"),
-        ]  # fmt: skip
-        with (folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, start_new_session=True, stdout=log, stderr=log, cwd=folder,
-                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seven processes fewer
-            )  # fmt: skip
-        wait_until(self._answers)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)  # its workers, too: it leads a session of its own
-            self._process.wait()
-            self._process = None
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
 
 
 @pytest.fixture(scope="module")
