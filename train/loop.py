@@ -167,6 +167,10 @@ def _where_not_finite(job: Job, step: int, totals: torch.Tensor) -> str:
 def save(job: Job, step: int, record: Record) -> None:
     """Validate, then save; the score that may make this the best checkpoint is the held-out loss."""
     found = validate(job)
+    if job.probe is not None:
+        labelled = job.probe.score(job.engine, job.look, job.cfg.run.micro_batch, (job.rank, job.world))
+        if record.tracker is not None:
+            record.tracker.log(step, labelled)
     score = None
     if found is not None:
         comparable = job.objective.is_frozen and not is_collapsed(found.metrics)
