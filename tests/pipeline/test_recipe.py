@@ -1,6 +1,10 @@
 """SALT's recipe: how a budget is split, and both stages through the real launcher."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -113,3 +117,23 @@ def test_the_recipe_through_the_launcher_is_not_run_twice(shards: Path, tmp_path
     ]
     stages = salt_stages(path, ["masks.num_targets=3"], 1 / 6, 1)
     assert not any(stage.is_finished() for stage in stages)  # of other settings: pretrain.py will refuse
+
+
+@pytest.mark.launch
+def test_sigterm_to_the_command_reaches_the_ranks_which_save_and_end_with_75(shards: Path, tmp_path: Path) -> None:
+    path = config(tmp_path, shards, objective="pixel")
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "us-jepa"), "pretrain", "--config", str(path), "optim.steps=100000"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 280
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors[-2000:]
+    assert "asked to stop, saved after step" in errors
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*.safetensors"))
