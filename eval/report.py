@@ -1,9 +1,10 @@
-"""report.html: loss curve, masks over real frames, contact sheet, probe table. One page, no request to anywhere."""
+"""report.html: losses and what they say, masks over real frames, contact sheet, probe table. No request to anywhere."""
 
 import io
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from sharding.stream import PositionDataset
 from train.config import PretrainConfig
 from train.config_file import load_config
 from train.data import find_sets, open_dataset
+from train.health import verdict
 from train.masks import draw_all
 from train.objective import shape_of
 from train.objectives.distill import whole
@@ -27,6 +29,12 @@ from train.step import Looker
 
 _NUM_MASKS = 8
 _SEARCHED = 200  # samples
+_CURVES: dict[str, tuple[str, dict[str, Any]]] = {
+    "train/loss": ("training", {"color": "tab:blue"}),
+    "val/loss": ("held-out patients", {"color": "tab:orange", "marker": "o"}),
+    "train/loss_of_predicting_the_mean": ("predicting the mean", {"color": "grey", "linestyle": "--"}),
+    "train/loss_of_predicting_the_position": ("the position's mean", {"color": "grey", "linestyle": ":"}),
+}
 
 
 def write_run_report(runs: dict[str, Path], tables: list[ProbeTable], path: Path) -> None:
@@ -61,19 +69,19 @@ def _sheet(directory: str) -> Figure:
 
 
 def _loss_figure(name: str, run_dir: Path) -> Figure:
-    every = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    lines = [line for line in every if "train/loss" in line["metrics"]]
-    steps = [line["step"] for line in lines]
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     plot = Plot(figsize=(7, 2.6), layout="constrained")
     axes = plot.add_subplot()
-    axes.plot(steps, [line["metrics"]["train/loss"] for line in lines], label="loss")
-    baseline = [line["metrics"]["train/loss_of_predicting_the_mean"] for line in lines]
-    axes.plot(steps, baseline, "--", color="grey", label="predicting the mean")
+    for metric, (label, look) in _CURVES.items():
+        points = [(line["step"], line["metrics"][metric]) for line in lines if metric in line["metrics"]]
+        if points:  # a run without a val split has no held-out loss
+            axes.plot(*zip(*points, strict=True), label=label, **look)
     axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
     axes.legend(frameon=False)
     buffer = io.BytesIO()
     plot.savefig(buffer, format="png", dpi=130)
-    return Figure(buffer.getvalue(), f"{name}: {run_dir}")
+    last = {metric: value for line in lines for metric, value in line["metrics"].items()}
+    return Figure(buffer.getvalue(), f"{name}: {verdict(last)}. {run_dir}")
 
 
 def _masks_figure(cfg: PretrainConfig) -> Figure:

@@ -45,11 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("--to", type=Path, default=Path("preview.png"), help="PNG to write (%(default)s)")
     preview.add_argument("--frames", type=int, default=96, help="how many (%(default)s)")
     preview.set_defaults(command=_preview)
-    pretrain = commands.add_parser("pretrain", help="train an encoder", description="Starts the deepspeed launcher.")
-    pretrain.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (1)")
-    pretrain.add_argument("--config", type=Path, required=True, help="see train/configs")
-    pretrain.add_argument("overrides", nargs="*", metavar="section.key=value")
-    pretrain.set_defaults(command=_pretrain)
+    _add_pretrain(commands)
     probe = commands.add_parser("probe", help="probe an encoder")
     probe.add_argument("run", type=Path, help="run directory of a finished pretraining")
     probe.add_argument(
@@ -72,6 +68,31 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--cap", type=int, default=0, help="data.cap; 0: none")
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _add_pretrain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    pretrain = commands.add_parser(
+        "pretrain",
+        help="train an encoder",
+        description="Starts the deepspeed launcher. The same command continues a run that was stopped.",
+        epilog="""With --recipe salt, the config describes the whole budget, as if it were one run: optim.steps and
+        optim.warmup_steps are split over the stages. It names no teacher, since the recipe makes one: leave the section
+        teacher out, or keep teacher.precision alone; for a config with a teacher, add teacher=null. Stages lie in
+        run.dir: teacher (objective pixel, loss mse), student, student-2, ... A finished stage is not run again.""",
+    )
+    add = pretrain.add_argument
+    add("--config", type=Path, required=True, help="see train/configs")
+    add("--num-gpus", type=int, default=1, help="processes on this machine (1)")
+    add("--smoke", action="store_true", help="try the config: two steps at reduced size on generated data")
+    add("--recipe", choices=("salt",), help="salt: make a teacher of pixels first, then a student of it")
+    # 1/6: the best split of SALT's 240,000 steps was 40,000 and 200,000
+    add("--teacher-share", type=float, default=1 / 6, metavar="SHARE", help="of optim.steps, with --recipe salt (1/6)")
+    add(
+        "--student-stages", type=int, default=1, metavar="N",
+        help="with --recipe salt; each but the first learns from the student before it (1)",
+    )  # fmt: skip
+    add("overrides", nargs="*", metavar="section.key=value")
+    pretrain.set_defaults(command=_pretrain)
 
 
 def _add_shards(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -177,8 +198,12 @@ def _preview(args: argparse.Namespace) -> int:
 
 def _pretrain(args: argparse.Namespace) -> int:
     from pipeline.launch import launch
+    from pipeline.recipe import run_salt, salt_stages
 
-    return launch(args.config, args.overrides, args.num_gpus)
+    if args.recipe == "salt":
+        stages = salt_stages(args.config, args.overrides, args.teacher_share, args.student_stages)
+        return run_salt(args.config, stages, args.num_gpus, smoke=args.smoke)
+    return launch(args.config, args.overrides, args.num_gpus, smoke=args.smoke)
 
 
 def _probe(args: argparse.Namespace) -> int:

@@ -141,7 +141,7 @@ class RunConfig(Section):
     save_every: Count = 500  # steps; validation comes with it
     keep: Count = 2  # last checkpoints; the best one stays, too
     copy_to: str | None = None  # a folder or URL (s3://...) that gets copies of the checkpoints, below the run's name
-    probe: str | None = None  # a labelled shard directory for the online probe
+    probe: str | None = None  # a labelled shard directory that a small linear probe scores at every validation
     experiment: str = "us-jepa"  # MLflow
     tracking_uri: str | None = None  # MLflow; none: MLFLOW_TRACKING_URI, else sqlite in ./build
 

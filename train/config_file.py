@@ -19,6 +19,20 @@ def load_config(path: Path, overrides: list[str]) -> PretrainConfig:
         InputError: one sentence that names file, key, value and what would be right.
 
     """
+    content = read_config(path, overrides)
+    try:
+        return PretrainConfig.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"config {path}: {_sentence(error)}") from None
+
+
+def read_config(path: Path, overrides: list[str]) -> dict[str, Any]:
+    """Read a YAML file and apply overrides, without a look at the keys.
+
+    Raises:
+        InputError: no such file, not YAML, or an override of no known form.
+
+    """
     if not path.is_file():
         raise InputError(f"config {path}: no such file; train/configs has examples")
     try:
@@ -27,10 +41,7 @@ def load_config(path: Path, overrides: list[str]) -> PretrainConfig:
         raise InputError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
     for override in overrides:
         _apply(content, override)
-    try:
-        return PretrainConfig.model_validate(content)
-    except ValidationError as error:
-        raise InputError(f"config {path}: {_sentence(error)}") from None
+    return content
 
 
 def save_config(cfg: PretrainConfig, path: Path) -> None:

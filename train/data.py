@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,11 +11,30 @@ from torch import distributed
 from sharding.cache import ShardCache
 from sharding.loader import StreamConfig, allow_open_files
 from sharding.order import Mixture
+from sharding.reader import BadSampleError
 from sharding.recording import InputError
 from sharding.shard_set import ShardSet, find_shards
 from sharding.stream import CAUSES, PositionDataset
 from sharding.tar_index import cache_folder
 from train.config import PretrainConfig
+
+_NUM_LABELLED, _NUM_SEARCHED = 2_000, 20_000  # samples of run.probe
+
+
+class Labelled(NamedTuple):
+    """Labelled samples of a set.
+
+    Attributes:
+        dataset: the set by position.
+        positions: (n,) int64, ascending.
+        labels, patients: of each; a sample without a patient has its clip's name.
+
+    """
+
+    dataset: PositionDataset
+    positions: np.ndarray
+    labels: list[str]
+    patients: list[str]
 
 
 def find_sets(cfg: PretrainConfig) -> list[ShardSet]:
@@ -44,6 +64,29 @@ def open_held_out(cfg: PretrainConfig, sets: list[ShardSet]) -> PositionDataset 
     return PositionDataset(
         held_out, Mixture(_counts(held_out), cfg.data.seed, cfg.optim.batch), cfg.data.canvas, _cache(cfg)
     )
+
+
+def open_labelled(cfg: PretrainConfig, place: str) -> Labelled:
+    """The first labelled samples of a shard directory, whatever their split, in an order that does not change.
+
+    Raises:
+        InputError: no shard directory.
+
+    """
+    found = find_shards(place, _cache(cfg))
+    both = ShardSet(place, found.shards + found.val_shards, found.sha256)
+    dataset = PositionDataset([both], Mixture(_counts([both]), 0, _NUM_LABELLED), cfg.data.canvas, _cache(cfg))
+    known: dict[int, tuple[str, str]] = {}
+    for start in range(0, min(dataset.order.num_samples, _NUM_SEARCHED), _NUM_LABELLED):
+        positions = np.arange(start, min(start + _NUM_LABELLED, dataset.order.num_samples))
+        for row, sample in dataset.samples(positions):
+            if not isinstance(sample, BadSampleError) and sample.meta.label is not None:
+                known[start + row] = sample.meta.label, sample.meta.patient or sample.meta.clip
+        if len(known) >= _NUM_LABELLED:
+            break
+    chosen = sorted(known)[:_NUM_LABELLED]
+    labels, patients = ([known[position][column] for position in chosen] for column in (0, 1))
+    return Labelled(dataset, np.array(chosen, dtype=np.int64), labels, patients)
 
 
 def _counts(sets: list[ShardSet]) -> tuple[np.ndarray, ...]:

@@ -53,6 +53,13 @@ def measure_means(
     return Means(overall.float(), at_position.float())
 
 
+def pooled(tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Mean of tokens (B, N, F) over the valid patches (B, N), and whether there is one, (B, F + 1)."""
+    weight = valid.float()[..., None]
+    mean = (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+    return torch.cat([mean, valid.any(dim=1, keepdim=True).float()], dim=1)
+
+
 def effective_rank(features: torch.Tensor) -> float:
     """RankMe (arXiv 2210.02885) of centred features (n, F): exp of the entropy of their singular values' shares.
 

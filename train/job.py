@@ -14,7 +14,7 @@ from sharding.stream import PositionDataset
 from train.average import Average
 from train.checkpoint import Checkpoint, restore_moments
 from train.config import PretrainConfig
-from train.data import open_dataset, open_held_out, stream_of_rank
+from train.data import open_dataset, open_held_out, open_labelled, stream_of_rank
 from train.engine import build_engine, set_still
 from train.health import Means, measure_means
 from train.masks import check_masks
@@ -23,6 +23,7 @@ from train.objectives.distill import distill
 from train.objectives.ema import ema
 from train.objectives.pixel import pixel
 from train.objectives.salt import salt
+from train.online_probe import OnlineProbe
 from train.step import Looker, prepare, run_step
 from train.teacher import load_teacher
 from train.vit import load_strictly
@@ -42,6 +43,7 @@ class Job:
         device_seconds: () float64 spent in steps, over all ranks and starts of the run; changed in place.
         dataset: training samples by position.
         held_out: of the val split; None where there is none.
+        probe: of run.probe; None where there is none.
         rank, world: of this process.
 
     """
@@ -55,6 +57,7 @@ class Job:
     device_seconds: torch.Tensor
     dataset: PositionDataset
     held_out: PositionDataset | None
+    probe: OnlineProbe | None
     rank: int
     world: int
 
@@ -89,6 +92,8 @@ def make_objective(cfg: PretrainConfig, device: torch.device) -> Objective:
 def build_job(cfg: PretrainConfig, sets: list[ShardSet], checkpoint: Checkpoint | None, place: tuple[int, int]) -> Job:
     """Build data, objective and engine of (rank, world)."""
     rank, world = place
+    labelled = cfg.run.probe
+    probe = OnlineProbe(open_labelled(cfg, labelled), labelled) if labelled is not None else None
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
     objective = make_objective(cfg, device)
     module: Any = objective.module
@@ -101,7 +106,8 @@ def build_job(cfg: PretrainConfig, sets: list[ShardSet], checkpoint: Checkpoint 
     )
     return Job(
         cfg, build_engine(module, cfg, world), objective, Looker(cfg, shape.patch, objective.masks, device), means,
-        average, torch.zeros((), dtype=torch.float64), open_dataset(cfg, sets), open_held_out(cfg, sets), rank, world,
+        average, torch.zeros((), dtype=torch.float64), open_dataset(cfg, sets), open_held_out(cfg, sets), probe,
+        rank, world,
     )  # fmt: skip
 
 

@@ -111,8 +111,11 @@ def save(job: Job, step: int, record: Record, *, with_validation: bool) -> None:
     metrics = found.metrics if found is not None else {}
     if not all(map(math.isfinite, metrics.values())):
         raise FloatingPointError(f"held-out images: loss or features are not finite after step {step}; {_way_out(job)}")
-    if found is not None:
+    if with_validation and job.probe is not None:
+        metrics |= job.probe.score(job.engine, job.look, job.cfg.run.micro_batch, (job.rank, job.world))
+    if metrics:
         record.write(step, metrics)
+    if found is not None:
         on_rank_0(partial(_draw, job, step, found, record.tracker))
     if record.tracker is not None and record.logged:
         record.tracker.tag("verdict", said := verdict(record.logged))

@@ -12,7 +12,7 @@ from torch import distributed
 
 from sharding.order import slice_of_rank
 from sharding.stream import Batch
-from train.health import effective_rank, measure_means, spread
+from train.health import effective_rank, measure_means, pooled, spread
 from train.job import Job
 from train.step import STATISTICS, View, prepare, summed
 
@@ -51,7 +51,7 @@ def validate(job: Job) -> Validation | None:
         part = prepare(view, job.objective, job.means, job.cfg)
         totals += torch.cat([summed(job.engine, [part], one, lambda loss: None), part.weight[None]])
         tokens = job.engine(view.images).float()
-        features.append(_pooled(tokens, view.valid))
+        features.append(pooled(tokens, view.valid))
         first = first or (view, tokens)
     job.engine.train()
     assert first is not None
@@ -71,13 +71,6 @@ def _views(job: Job) -> Iterator[View]:
         for micro in slice_of_rank(positions, job.cfg.run.micro_batch, job.rank, job.world):
             found: Batch = job.held_out.batch(micro)
             yield job.look(found, still=True)
-
-
-def _pooled(tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Mean over the valid patches, and whether there is one, (B, F + 1)."""
-    weight = valid.float()[..., None]
-    mean = (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
-    return torch.cat([mean, valid.any(dim=1, keepdim=True).float()], dim=1)
 
 
 def _spread_of(features: torch.Tensor) -> dict[str, float]:

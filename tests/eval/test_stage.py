@@ -37,7 +37,9 @@ def run_dir(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_encoder(new_student("vit_tiny_patch16_224", 64), place, {"objective": "salt"})
     tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "test", run, params={"a": "1"}, tags={}, start=0)
     for step in range(3):
-        tracker.log(step, {"train/loss": 1 - step / 4, "train/loss_of_predicting_the_mean": 1.0})
+        baselines = {"_of_predicting_the_mean": 1.0, "_of_predicting_the_position": 0.9}
+        for kind in ("train", "val"):
+            tracker.log(step, {f"{kind}/loss": 1 - step / 4} | {f"{kind}/loss{k}": v for k, v in baselines.items()})
     tracker.close("FINISHED")
     return run
 
@@ -92,6 +94,7 @@ def test_the_probe_prints_floor_random_teacher_student_and_links_its_runs(
     text = report.read_text()
     assert text.count("data:image/png,") == 3
     assert "http" not in text
+    assert "student: learning: 44% below what positions alone give (loss 0.500, of predicting the mean 1.000" in text
     out = export_encoder(run_dir, tmp_path / "out", [table])
     assert "| student |" in (out / "README.md").read_text()
     assert load_encoder(out).width == 192
