@@ -36,9 +36,9 @@ def features_png(view: View, tokens: torch.Tensor) -> bytes:
     """Frames above their patches' first three principal components as colours; tokens (B, N, F) of the view."""
     valid = view.valid[:_NUM_IMAGES]
     some = tokens[:_NUM_IMAGES].float()
-    centred = some - some[valid].mean(dim=0)
-    parts = centred @ torch.linalg.svd(centred[valid], full_matrices=False).Vh[:3].T
-    deviation = parts[valid].std(dim=0).clamp(min=torch.finfo(parts.dtype).tiny)
+    centred = torch.where(valid[..., None], some - some[valid].mean(dim=0), 0)  # what is outside adds no direction
+    parts = centred @ torch.linalg.svd(centred.flatten(0, 1), full_matrices=False).Vh[:3].T
+    deviation = parts[valid].std(dim=0, correction=0).nan_to_num().clamp(min=torch.finfo(parts.dtype).tiny)
     colours = (0.5 + parts / (4 * deviation)).clamp(0, 1) * valid[..., None]
     side = round(tokens.shape[1] ** 0.5)
     levels = (colours * 255).byte().unflatten(1, (side, side)).cpu().numpy()

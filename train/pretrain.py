@@ -202,6 +202,9 @@ if __name__ == "__main__":
     except InputError as error:
         say(error)
         sys.exit(2)
+    except FloatingPointError as error:
+        say(error)
+        sys.exit(1)
     except StoppedError as stopped:
         say(stopped)
         sys.exit(STOPPED)

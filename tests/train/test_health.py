@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from sharding.loader import micro_batches
 from tests.train.micro import PATCH, SIZE, N, config, shards_config, some_view
-from train.data import find_sets
+from train.data import find_sets, stream_of_rank
 from train.engine import set_schedule
 from train.health import effective_rank, is_collapsed, measure_means, spread, verdict
 from train.job import Job, begin, build_job
+from train.loop import Reader
 from train.pictures import features_png, masks_png
 from train.record import Record, save
 from train.step import prepare, run_step
@@ -149,6 +152,20 @@ def test_means_of_moving_targets_are_measured_again_and_others_are_not(jobs: dic
         second = metrics_of(job)
         assert first["val/loss"] != second["val/loss"]
         assert torch.equal(job.means.overall, before) != moves
+
+
+def test_the_clock_counts_steps_since_the_last_log_and_stops_for_saving(jobs: dict[str, Job]) -> None:
+    job = jobs["pixel 4"]
+    began = time.perf_counter()
+    reader = Reader(job, micro_batches(job.dataset, stream_of_rank(job.cfg, 0, 1), 0))
+    for num_steps in (2, 1):
+        batches = [reader.next_step()[0] for _ in range(num_steps)]
+        with reader.paused():
+            time.sleep(0.3)
+        facts = reader.facts(batches[-1])
+        assert facts.num_steps == num_steps
+        assert 0 < facts.waited < facts.seconds <= time.perf_counter() - began - 0.3
+        began = time.perf_counter()
 
 
 class Kept:

@@ -204,7 +204,7 @@ def test_what_an_objective_measured_and_averaged_survives_a_restart(name: str, s
     job.average.update(job.engine.module.student, 0.9)
     job.device_seconds.fill_(12)
     saved = checkpoint_of(job, 2)
-    assert any(value.any() for value in saved.part("objective").values())
+    assert saved.part("objective")["shift" if name == "salt" else "vit.norm.weight"].any()  # measured, averaged
     again = job_of(cfg, saved)
     begin(again, saved)
     assert again.state().keys() == job.state().keys()

@@ -74,8 +74,6 @@ def test_two_steps_of_every_config(path: Path, tmp_path: Path) -> None:
 def smoke(path: Path, tmp_path: Path) -> None:
     done = run_command("python", str(ROOT / "train" / "pretrain.py"), "--config", str(path), "--smoke", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    full, reduced = done.stdout.split("\n", 1)[0], done.stdout
-    assert full.startswith("student ")
-    assert len(LINE.findall(reduced)) == 2 * len(numbers(reduced))  # at full size, and at the reduced one
+    assert len(LINE.findall(done.stdout)) == 2 * len(numbers(done.stdout)) >= 4  # at full and at reduced size
     assert "of step 2" in done.stdout
     assert not list(tmp_path.iterdir())
