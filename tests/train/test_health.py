@@ -206,9 +206,9 @@ def test_no_collapsed_checkpoint_is_the_best(
     monkeypatch.setattr("train.record.validate", lambda job: found)
     kept: Any = Kept()
     record = Record(kept, kept, 1, 1)
-    record.logged = {"perf/data_wait_share": 0.5}
+    record.logged.update({"perf/data_wait_share": 0.5})
     jobs[name].cfg.run.dir.mkdir(exist_ok=True)
-    save(jobs[name], 0, record)
+    save(jobs[name], 0, record, with_validation=True)
     assert kept.scores == [score]
     assert kept.tags["verdict"].startswith(said)
     assert "data-bound" in kept.tags["verdict"]
@@ -218,10 +218,10 @@ def test_a_run_without_held_out_images_has_a_verdict_too(jobs: dict[str, Job]) -
     kept: Any = Kept()
     record = Record(kept, kept, 1, 1)
     job = dataclasses.replace(jobs["pixel 6"], held_out=None)
-    save(job, 0, record)
+    save(job, 0, record, with_validation=True)
     assert kept.tags == {}
-    record.logged = losses("train", 0.4, 1, 0.8)
-    save(job, 1, record)
+    record.logged.update(losses("train", 0.4, 1, 0.8))
+    save(job, 1, record, with_validation=True)
     assert kept.tags["verdict"].startswith("learning: 50%")
     assert kept.scores == [None, None]
 
@@ -234,7 +234,7 @@ def test_held_out_images_that_give_nan_save_nothing(jobs: dict[str, Job]) -> Non
     with pytest.raises(
         FloatingPointError, match=r"not finite after step 7; the last good checkpoint is in .*checkpoints"
     ):
-        save(job, 7, Record(kept, kept, 1, 1))
+        save(job, 7, Record(kept, kept, 1, 1), with_validation=True)
     assert kept.scores == []
 
 

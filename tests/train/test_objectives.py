@@ -162,7 +162,8 @@ def steps_of(job: Job, num: int) -> None:
 
 
 def checkpoint_of(job: Job, step: int) -> Checkpoint:
-    return Checkpoint(step, {name: value.clone() for name, value in _gather(job.engine, job.state(), True)[0].items()})
+    tensors = {name: value.clone() for name, value in _gather(job.engine, job.state(), True)[0].items()}
+    return Checkpoint(step, tensors, {})
 
 
 @pytest.mark.usefixtures("alone")
