@@ -28,7 +28,7 @@ from tests.train.tiny import (
 )  # fmt: skip
 
 pytestmark = pytest.mark.launch
-STEPS = 40
+STEPS = 24
 LONG = (f"optim.steps={STEPS}", "run.save_every=4")
 ALONE = [sys.executable, str(SCRIPT)]
 
