@@ -214,7 +214,7 @@ def test_a_shard_that_is_gone_stops_the_run_in_one_sentence(copy: Path, tmp_path
 def test_a_worker_that_dies_or_hangs_is_said_with_its_rank_and_shards(dataset: PositionDataset, what: int) -> None:
     mine = psutil.Process()
     before = {child.pid for child in mine.children(recursive=True)}
-    batches = micro_batches(dataset, StreamConfig(4, 1, 2, num_workers=1, seconds=5), 3)
+    batches = micro_batches(dataset, StreamConfig(4, 1, 2, num_workers=1, seconds=10), 3)
     next(batches)
     workers = [
         child
