@@ -32,8 +32,8 @@ test: setup  ## all tests but the slow ones
 smoke: setup  ## every config: costs, and two steps at reduced size
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/train/test_smoke.py
 
-matrix: setup  ## ZeRO 0-3 x ranks x accumulation, resumed everywhere; every kill, stop and full disk: half an hour
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" tests/train/test_zero.py tests/train/test_kill.py
+matrix: setup  ## the slow tests: ZeRO x ranks x accumulation, resumed everywhere; kills, stops, full disks; launchers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests --ignore tests/train/test_smoke.py
 
 lint: .venv/.dev  ## format and rules, checked
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .

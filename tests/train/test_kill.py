@@ -100,6 +100,7 @@ def kill_and_go_on(config: Path, run_dir: Path, whole: Path, rank: int, moment: 
     check_ended_like(run_dir, whole, is_exact=False)
 
 
+@pytest.mark.slow
 def test_kill_9_of_rank_0_costs_steps_only(folder: Path, shards: Path, whole: Path) -> None:
     config = write_config(folder, "rank0", shards, *LONG)
     kill_and_go_on(config, folder / "rank0", whole, 0, has_saved(folder / "rank0"))

@@ -38,6 +38,7 @@ def slurm(task: int, num_tasks: int = 2, **more: str) -> dict[str, str]:
     } | more  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.launch
 def test_torchrun_and_srun_run_what_deepspeed_runs(folder: Path, shards: Path, scontrol: str) -> None:
     configs = {name: write_config(folder, name, shards) for name in ("deepspeed", "torchrun", "srun")}
@@ -45,7 +46,8 @@ def test_torchrun_and_srun_run_what_deepspeed_runs(folder: Path, shards: Path, s
     torchrun = [str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", "2", "--master_port", free_port()]
     finish([*torchrun, str(SCRIPT), "--config", str(configs["torchrun"])])
     command = [sys.executable, str(SCRIPT), "--config", str(configs["srun"])]
-    tasks = [start(command, PATH=scontrol, MASTER_PORT=free_port(), **slurm(task)) for task in (0, 1)]
+    port = free_port()
+    tasks = [start(command, PATH=scontrol, MASTER_PORT=port, **slurm(task)) for task in (0, 1)]
     for task in tasks:
         said = task.communicate(timeout=200)[0]
         assert task.returncode == 0, said[-3000:]

@@ -19,7 +19,7 @@ from train.job import Job, begin, build_job
 from train.latents import Latents
 from train.objectives.distill import whole
 from train.objectives.ema import momentum
-from train.pretrain import export
+from train.run import export
 from train.step import prepare, run_step
 from train.teacher import Teacher, load_teacher, random_teacher
 from train.vit import load_encoder

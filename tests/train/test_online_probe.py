@@ -107,6 +107,7 @@ def test_shards_without_labels_are_refused(shards: Path, tmp_path: Path) -> None
         OnlineProbe(open_labelled(tiny(tmp_path, shards), str(shards)), str(shards))
 
 
+@pytest.mark.slow
 @pytest.mark.launch
 def test_two_ranks_under_zero_3_log_what_one_rank_logs(shards: Path, labelled_shards: Path, tmp_path: Path) -> None:
     found = {}

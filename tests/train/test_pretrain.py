@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from sharding.tar_index import load_index
 from tests.conftest import ROOT, run_command
 from train.config_file import load_config
-from train.pretrain import open_run
+from train.run import open_run
 
 pytestmark = pytest.mark.launch
 STEPS = 8

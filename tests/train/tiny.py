@@ -93,7 +93,7 @@ def losses(run_dir: Path) -> list[float]:
 def checkpoint(run_dir: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint but the clock, which no two runs share."""
     tensors: dict[str, torch.Tensor] = load_file(run_dir / "checkpoints" / f"step-{step:08d}.safetensors")
-    del tensors["clock.seconds"]
+    del tensors["clock.device_seconds"]
     return tensors
 
 

@@ -20,7 +20,7 @@ from train.config_file import load_config
 from train.data import find_sets
 from train.engine import start_distributed
 from train.job import begin, build_job
-from train.pretrain import main
+from train.run import main
 
 
 def interrupted_copy(whole: Path, run_dir: Path) -> None:

@@ -1,0 +1,202 @@
+"""One pretraining from the command line to the exported encoder; pretrain.py is the script that calls `start`."""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event
+
+from torch import distributed
+
+from sharding.loader import micro_batches
+from sharding.recording import InputError
+from sharding.shard_set import ShardSet
+from train.checkpoint import Checkpoint, CheckpointStore, latest_checkpoint
+from train.config import PretrainConfig
+from train.config_file import flat_config, load_config, results_differ, save_config
+from train.data import find_sets, stream_of_rank
+from train.engine import matmul_rate, on_rank_0, start_distributed
+from train.flops import costs_of, describe_costs, step_flops_of
+from train.job import Job, begin, build_job
+from train.loop import StoppedError, train
+from train.record import Record
+from train.smoke import describe_config, smoke_config
+from train.tracking import Tracker, git_commit, tracking_uri
+from train.vit import load_strictly, new_student, save_encoder
+
+STOPPED = 75  # exit code of a run that was asked to stop: EX_TEMPFAIL, try again
+
+
+def open_run(cfg: PretrainConfig, checkpoint: Checkpoint | None) -> None:
+    """Make the run directory, or check that the one that is there belongs to this config.
+
+    Raises:
+        InputError: names the settings that differ.
+
+    """
+    path = cfg.run.dir / "config.yaml"
+    if path.exists() and (different := results_differ(load_config(path, []), cfg)):
+        if checkpoint is None:  # nothing of the other config is kept: this one is a run of its own in MLflow
+            (cfg.run.dir / "run.json").unlink(missing_ok=True)
+        else:
+            raise InputError(
+                f"run {cfg.run.dir}: is at step {checkpoint.step} of another config ({'; '.join(different[:3])}); "
+                "give another run.dir, or the old settings"
+            )
+    cfg.run.dir.mkdir(parents=True, exist_ok=True)
+    save_config(cfg, path)
+
+
+def start(argv: list[str], description: str) -> int:
+    """Run or continue what the command line says; returns the exit code, and prints what a user can mend."""
+    try:
+        main(argv, description)
+    except InputError as error:
+        say(error)
+        return 2
+    except FloatingPointError as error:
+        say(error)
+        return 1
+    except StoppedError as stopped:
+        say(stopped)
+        return STOPPED
+    return 0
+
+
+def main(argv: list[str], description: str = "") -> None:
+    """Run or continue what the command line says."""
+    cfg, is_smoke = parse(argv, description)
+    if not is_smoke:
+        pretrain(cfg)
+        return
+    print(describe_config(cfg))
+    with TemporaryDirectory() as folder:
+        pretrain(smoke_config(cfg, Path(folder)))
+
+
+def pretrain(cfg: PretrainConfig) -> None:
+    """Run or continue one pretraining."""
+    asked_to_stop = Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.set())
+    sets = find_sets(cfg)  # say what is missing before a process group starts
+    rank, world = start_distributed()
+    checkpoint = latest_checkpoint(cfg.run.dir)
+    on_rank_0(lambda: open_run(cfg, checkpoint))
+    job = build_job(cfg, sets, checkpoint, (rank, world))
+    facts = facts_of(job, sets)
+    if checkpoint is not None:
+        check_facts(cfg, checkpoint, facts)
+    tracker = on_rank_0(lambda: open_tracker(job, facts, checkpoint))
+    status = "FAILED"
+    try:
+        run(job, checkpoint, facts, tracker, asked_to_stop)
+        status = "FINISHED"
+    except (StoppedError, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        if tracker is not None:
+            tracker.close(status)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def facts_of(job: Job, sets: list[ShardSet]) -> dict[str, str]:
+    """What an exported encoder and a run's tags say of where it comes from."""
+    return {
+        "objective": job.cfg.objective,
+        "teacher_sha256": job.objective.teacher_sha256,
+        "data_sha256": ",".join(found.sha256 for found in sets),
+        "git_commit": git_commit(),
+    }
+
+
+def check_facts(cfg: PretrainConfig, checkpoint: Checkpoint, facts: dict[str, str]) -> None:
+    """Refuse to go on with another teacher or other data under the same name.
+
+    Raises:
+        InputError: says which.
+
+    """
+    for name in ("teacher_sha256", "data_sha256"):
+        before = checkpoint.facts.get(name, facts[name])
+        if before != facts[name]:
+            raise InputError(
+                f"run {cfg.run.dir}: {name} was {before[:12]} until step {checkpoint.step}, and is {facts[name][:12]} "
+                "now; bring back what it was, or give another run.dir"
+            )
+
+
+def open_tracker(job: Job, facts: dict[str, str], checkpoint: Checkpoint | None) -> Tracker:
+    """The MLflow run, on rank 0."""
+    start = checkpoint.step if checkpoint else 0
+    tags = facts | {"world_size": str(job.world), "resumed_at_step": str(start)}
+    uri, cfg = tracking_uri(job.cfg.run.tracking_uri), job.cfg
+    return Tracker(uri, cfg.run.experiment, cfg.run.dir, params=flat_config(cfg), tags=tags, start=start)
+
+
+def run(
+    job: Job, checkpoint: Checkpoint | None, facts: dict[str, str], tracker: Tracker | None, asked_to_stop: Event
+) -> None:
+    """Resume or measure, train, export."""
+    cfg, start = job.cfg, checkpoint.step if checkpoint else 0
+    store = CheckpointStore(cfg.run.dir, cfg.run.keep, cfg.run.copy_to, facts)
+    try:
+        if start < cfg.optim.steps:
+            begin(job, checkpoint)
+            width, teacher = job.objective.width, job.objective.teacher
+            if job.rank == 0:
+                print(describe_costs(costs_of(cfg, width, teacher)))
+            peak = matmul_rate(job.engine.device, cfg.optim.precision)
+            record = Record(store, tracker, peak, step_flops_of(cfg, width, teacher))
+            stream = micro_batches(job.dataset, stream_of_rank(cfg, job.rank, job.world), start)
+            train(job, stream, start, record, asked_to_stop)
+        on_rank_0(lambda: release(cfg, store, facts, tracker))
+    finally:
+        store.close()
+
+
+def release(cfg: PretrainConfig, store: CheckpointStore, facts: dict[str, str], tracker: Tracker | None) -> None:
+    """Export, and say where."""
+    assert tracker is not None  # this is rank 0
+    step = export(cfg, store, facts)
+    tracker.artifact(cfg.run.dir / "encoder", "encoder")
+    print(
+        f"encoder: {cfg.run.dir / 'encoder'}, of step {step}\n"
+        f"next: us-jepa probe {cfg.run.dir} --data FOLDER_WITH_LABELS_CSV"
+    )
+
+
+def export(cfg: PretrainConfig, store: CheckpointStore, facts: dict[str, str]) -> int:
+    """Write the encoder of the best checkpoint, else of the last, as a self-describing folder `encoder/` of the run.
+
+    Returns:
+        its step.
+
+    """
+    chosen = store.best() or store.latest()
+    if chosen is None:
+        raise RuntimeError(f"run {cfg.run.dir}: no checkpoint after training")
+    student = new_student(cfg.student.arch, cfg.student.image_size, cfg.student.args)
+    part = "average" if cfg.optim.average else "objective" if cfg.objective == "ema" else "weights.student"
+    load_strictly(student, chosen.part(part), f"checkpoint of step {chosen.step}")
+    save_encoder(student, cfg.run.dir / "encoder", facts | {"steps": str(chosen.step)})
+    return chosen.step
+
+
+def say(error: Exception) -> None:
+    """Once per node, and not once per rank, what all ranks know; what happened to one rank, there."""
+    if os.environ.get("LOCAL_RANK", "0") == "0" or str(error).startswith(f"rank {os.environ['RANK']}:"):
+        print(f"pretrain: {error}", file=sys.stderr)
+
+
+def parse(argv: list[str], description: str) -> tuple[PretrainConfig, bool]:
+    """Read the command line: config, and whether only to try it. The environment has what the launcher says."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="YAML file; see train/configs and train/config.py")
+    parser.add_argument("--smoke", action="store_true", help="two steps at reduced size on generated data")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example optim.lr=3e-4")
+    known = parser.parse_args([word for word in argv if not word.startswith("--local_rank")])
+    return load_config(known.config, known.overrides), known.smoke
