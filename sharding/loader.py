@@ -1,10 +1,15 @@
 """The micro batches of one rank: worker processes, prefetched shards, and errors that say whose they are."""
 
 import multiprocessing
+import os
 import resource
+import select
 import signal
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import forkserver
 from typing import Any
 
@@ -75,7 +80,7 @@ def micro_batches(dataset: PositionDataset, cfg: StreamConfig, start: int) -> It
         batch_sampler=_MicroBatches(dataset.order, cfg, start),
         num_workers=cfg.num_workers,
         collate_fn=_same,
-        worker_init_fn=_begin_worker,
+        worker_init_fn=partial(_begin_worker, training_process=os.getpid()),
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="forkserver" if cfg.num_workers else None,
         timeout=cfg.seconds if cfg.num_workers else 0,
@@ -150,10 +155,20 @@ def _start_forkserver() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def _begin_worker(worker: int) -> None:
+def _begin_worker(worker: int, training_process: int) -> None:
+    threading.Thread(target=_end_with, args=(training_process,), daemon=True).start()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # again: torch set its own
     cv2.setNumThreads(1)
     allow_open_files()
+
+
+def _end_with(process: int) -> None:
+    """End when a process has ended, however it did. Torch watches the parent, which here is the fork server, and that
+    one lives as long as its children do.
+    """
+    with suppress(ProcessLookupError):  # it has ended already
+        select.select([os.pidfd_open(process)], [], [])
+    os._exit(1)
 
 
 def allow_open_files() -> None:

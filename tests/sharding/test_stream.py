@@ -1,8 +1,11 @@
 """The stream: any topology gives the same batches, strangers' tars are read, bad samples are counted."""
 
 import itertools
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from sharding.reader import BadSampleError, ShardReader
 from sharding.recording import InputError
 from sharding.stream import CAUSES, PositionDataset, split_pixels
 from sharding.tar_index import load_index, scan
+from tests.conftest import ROOT
 from tests.sharding.streams import global_batches, open_stream, picture, write_tar
 
 
@@ -230,3 +234,33 @@ def test_a_worker_that_dies_or_hangs_is_said_with_its_rank_and_shards(dataset: P
         for worker in workers:
             if worker.is_running():
                 worker.kill()
+
+
+_READ_FOR_EVER = """
+import sys, time
+from pathlib import Path
+from sharding.loader import StreamConfig, micro_batches
+from tests.sharding.streams import open_stream
+
+if __name__ == "__main__":
+    batches = micro_batches(open_stream([sys.argv[1]], Path(sys.argv[2])), StreamConfig(4, 0, 1, num_workers=2), 0)
+    next(batches)
+    print("reading", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_killed_training_process_leaves_no_decoding_process_behind(shards: Path, tmp_path: Path) -> None:
+    script = tmp_path / "read.py"
+    script.write_text(_READ_FOR_EVER)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(shards), str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "reading\n"
+    left = psutil.Process(process.pid).children(recursive=True)
+    assert len(left) >= 3  # the fork server and two workers
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs(left, timeout=20)[1]
