@@ -140,16 +140,11 @@ class Order:
         """Shards in the order of one pass, and where each starts in the pass."""
         counts = self._mixture.num_samples_per_shard[dataset]
         key = mix(mix(_uint64(np.array([dataset])) + key_of(self._mixture.seed)) + _uint64(np.array([number])))
-        # An id in the low bits of its random key: one sort, several times faster than an argsort. In place: fresh
-        # memory costs as much as the work.
-        low_bits = np.uint64((1 << len(counts).bit_length()) - 1)
-        ids = np.arange(len(counts), dtype=np.uint64)
-        keys = mix(ids + key)
-        keys &= ~low_bits
-        keys |= ids
-        keys.sort()
-        keys &= low_bits
-        order = keys.view(np.int64)
+        keys = mix(np.arange(len(counts), dtype=np.uint64) + key)
+        # By 32 random bits, 16 at a time: numpy sorts 16 bits by radix, on any processor in a third of a sort's time.
+        low, high = ((keys >> np.uint64(shift)).astype(np.uint16) for shift in (0, 16))
+        order = np.argsort(low, kind="stable")
+        order = order[np.argsort(high[order], kind="stable")]
         lengths = counts[order]
         starts = np.cumsum(lengths)
         starts -= lengths
