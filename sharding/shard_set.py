@@ -95,7 +95,7 @@ def _bar(places: list[_Place]) -> Iterable[_Place]:
 
 
 def _foreign(place: str, shards: list[Shard]) -> ShardSet:
-    identity = json.dumps([asdict(shard) for shard in shards])
+    identity = json.dumps([vars(shard) for shard in shards])
     return ShardSet(place, tuple(shards), hashlib.sha256(identity.encode()).hexdigest())
 
 

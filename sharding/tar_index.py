@@ -40,14 +40,14 @@ def load_index(path: Path, identity: str = "") -> np.ndarray:
         InputError: not a tar, or the cache cannot be written.
 
     """
-    status = path.stat()
-    place = f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
-    return _load(path, identity or place, cache_folder())
+    status = os.stat(path)  # noqa: PTH116 - a resume opens many shards, and pathlib takes several times as long
+    place = f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}"  # noqa: PTH100
+    return _load(path, identity or place)
 
 
 @lru_cache(maxsize=256)  # counted, then opened
-def _load(path: Path, identity: str, folder: Path) -> np.ndarray:
-    kept = folder / "index" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
+def _load(path: Path, identity: str) -> np.ndarray:
+    kept = cache_folder() / "index" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
     if not kept.exists():
         _save(scan(path), kept)
     return np.asarray(np.load(kept, mmap_mode="r"))  # memmap's own indexing is slow
