@@ -23,7 +23,7 @@ from eval.features import extract
 from eval.probe import ProbeConfig
 from pipeline.bench.learn_arms import ARMS, EXTERNAL, TEACHER, Arm, Trial, pretrain
 from pipeline.bench.learn_data import load_half, make_sources
-from pipeline.bench.learn_table import Row, probe_all
+from pipeline.bench.learn_table import EXTERNAL_ROW, FLOOR, Row, probe_all
 from sharding.recording import InputError
 from train.config import PretrainConfig
 from train.teacher import load_teacher
@@ -72,8 +72,8 @@ def rows(trial: Trial, arms: list[Arm]) -> dict[Row, Compute]:
     external = Arm("salt-external", "salt", EXTERNAL)
     found: dict[Row, Compute] = {
         Row("raw pixels"): raw_pixels,
-        Row("random init"): random_init(trial.config(TEACHER)),
-        Row("EfficientNet-Lite0"): frozen_teacher(trial.config(external)),
+        Row(FLOOR): random_init(trial.config(TEACHER)),
+        Row(EXTERNAL_ROW): frozen_teacher(trial.config(external)),
     }
     return found | {Row.of(trial, arm): frozen_student(trial.folder / arm.name) for arm in arms}
 
@@ -87,7 +87,7 @@ def random_init(cfg: PretrainConfig) -> Compute:
     """The student as every arm starts with it."""
     torch.manual_seed(cfg.data.seed)
     student = new_student(cfg.student.arch, cfg.student.image_size, cfg.student.args)
-    return lambda squares: extract(student, squares, "random init")
+    return lambda squares: extract(student, squares, FLOOR)
 
 
 def frozen_student(run_dir: Path) -> Compute:

@@ -11,7 +11,7 @@ from eval.probe import ProbeConfig, linear_probe
 from pipeline.bench.learn_arms import EXTERNAL, Arm, Trial, cpu_seconds, last_metrics
 
 FLOOR = "random init"
-_EXTERNAL_ROW = "EfficientNet-Lite0"
+EXTERNAL_ROW = "EfficientNet-Lite0"
 _HEADER = ("features", "steps", "CPU min", "AUC", "95 % interval", "over random init", "over its teacher")
 _LOGGED = ("val/loss", "health/effective_rank")
 
@@ -42,7 +42,7 @@ class Row:
         """Of a finished arm."""
         run_dir = trial.folder / arm.name
         logged = last_metrics(run_dir, _LOGGED)
-        teacher = _EXTERNAL_ROW if arm.teacher == EXTERNAL else arm.teacher
+        teacher = EXTERNAL_ROW if arm.teacher == EXTERNAL else arm.teacher
         steps = trial.config(arm).optim.steps
         return cls(arm.name, teacher, steps, cpu_seconds(run_dir) / 60, *(logged.get(name) for name in _LOGGED))
 
