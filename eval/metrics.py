@@ -5,11 +5,13 @@ stands next to. Dimensions: n samples, C classes, G groups, B resamples.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from sharding.recording import InputError
 
+Metric = Literal["macro_f1", "auroc"]  # what is compared in pairs
 BINARY = 2
 CHUNK_VALUES = 1 << 20  # values per temporary array in weighted_auroc: 8 MB each
 
@@ -80,10 +82,12 @@ class Bootstrap:
     intervals: dict[str, Intervals]
     auroc_left_out: int
 
-    def paired_difference(self, first: str, second: str) -> PairedDifference:
-        """Macro F1 of `first` minus `second`, both in the same resamples. KeyError for an unknown name."""
-        difference = self.resampled[first].macro_f1 - self.resampled[second].macro_f1
-        observed = self.observed[first].macro_f1 - self.observed[second].macro_f1
+    def paired_difference(self, first: str, second: str, metric: Metric = "macro_f1") -> PairedDifference:
+        """A score of `first` minus that of `second`, both in the same resamples. KeyError for an unknown name."""
+        values = [getattr(self.resampled[name], metric) for name in (first, second)]
+        difference = values[0] - values[1]
+        difference = difference[~np.isnan(difference)]  # resamples without some class have no auroc
+        observed = getattr(self.observed[first], metric) - getattr(self.observed[second], metric)
         interval = _interval(difference)
         excludes_zero = interval.low > 0 or interval.high < 0
         return PairedDifference(observed, float(difference.mean()), interval, excludes_zero)

@@ -17,6 +17,7 @@ from train.engine import deepspeed_config
 from train.latents import Latents
 from train.masks import check_masks, draw_masks
 from train.model import LatentPredictor
+from train.objective import shape_of
 from train.objectives.pixel import patch_pixels
 from train.schedule import due, learning_rate, weight_decay
 from train.teacher import random_teacher
@@ -37,7 +38,7 @@ def test_shipped_configs_load_and_survive_the_round_trip(path: Path, tmp_path: P
     save_config(cfg, tmp_path / "again.yaml")
     assert load_config(tmp_path / "again.yaml", []) == cfg
     assert cfg.run.micro_batch == 7
-    check_masks(cfg.masks, cfg.student.image_size // 16)
+    check_masks(cfg.masks, shape_of(cfg).grid)
 
 
 @pytest.mark.parametrize(
