@@ -152,7 +152,7 @@ def test_bench_step_runs_every_way_once_and_keeps_the_seconds(tmp_path: Path) ->
     raw = json.loads((tmp_path / "step.json").read_text())
     assert done.returncode == (not all(Gate(**gate).passed for gate in raw["gates"])), done.stderr
     assert len(raw["gates"]) == 7
-    assert {"plain I-JEPA", "ours, I-JEPA's blocks", "collator", "ZeRO-1, test_vit", "matmul fp32"} <= set(
+    assert {"plain I-JEPA", "ours, I-JEPA's blocks", "collator, batch 1024", "ZeRO-1, test_vit", "matmul fp32"} <= set(
         raw["seconds"]
     )
     assert all(len(seconds) >= 1 for seconds in raw["seconds"].values())
