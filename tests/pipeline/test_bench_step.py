@@ -146,6 +146,7 @@ def test_bench_gpu_without_a_gpu_is_one_sentence_and_exit_code_2() -> None:
     assert done.stdout.splitlines()[-1].startswith("bench-gpu needs a CUDA device")
 
 
+@pytest.mark.slow
 @pytest.mark.launch
 def test_bench_step_runs_every_way_once_and_keeps_the_seconds(tmp_path: Path) -> None:
     done = run("step", "--batch", "1", "--rounds", "1", "--folder", str(tmp_path))
