@@ -73,8 +73,10 @@ def _run(demo: Path, run_dir: Path, world: int, kill_at: int = 0) -> None:
 
 
 def _journal(run_dir: Path) -> dict[int, dict[str, float]]:
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["metrics"] for line in lines}
+    metrics: dict[int, dict[str, float]] = {}
+    for line in map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines()):
+        metrics.setdefault(line["step"], {}).update(line["metrics"])  # training and validation are lines of their own
+    return metrics
 
 
 if __name__ == "__main__":
