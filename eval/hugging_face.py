@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from eval.networks import HuggingFaceNetwork, TransformersModel, library
 from sharding.recording import InputError
 
@@ -45,7 +47,9 @@ def open_folder(folder: Path) -> OpenedFolder:
 def _model(folder: Path) -> tuple[TransformersModel, str]:
     auto_model = library("transformers", "transformers").AutoModel
     try:
-        model, report = auto_model.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        model, report = auto_model.from_pretrained(  # float32 whatever the file has: it is what all others get
+            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"encoder hf:{folder}: transformers cannot open it: {reason}") from error

@@ -43,7 +43,8 @@ class TimmNetwork(nn.Module):
         self.model = model
         self.num_prefix = int(getattr(model, "num_prefix_tokens", 0))
         self.has_cls = getattr(model, "cls_token", None) is not None  # then it is the first
-        self.num_layers = len(model.blocks) if hasattr(model, "num_prefix_tokens") else 0  # that can be pooled over
+        is_vit = hasattr(model, "num_prefix_tokens")
+        self.num_layers = len(getattr(model, "blocks", ())) if is_vit else 0  # that can be pooled over
 
     def forward(self, pixels: torch.Tensor) -> Tokens:
         """Tokens after the final norm, without registers."""

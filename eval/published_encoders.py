@@ -105,6 +105,12 @@ _ROWS = (
         "transformers nor MONAI has that architecture",
     ),
     PublishedEncoder(
+        "openus", "arXiv 2511.11510; https://github.com/XZheng0427/OpenUS", "weights of its README",
+        "timm", "", 224, *_IMAGENET, "not stated", "CC BY-NC by its README", "",
+        not_loadable="a VMamba, whose scan is an extension of its own; neither timm nor transformers nor MONAI has it",
+        our_choice="size, mean and std",
+    ),
+    PublishedEncoder(
         "dinov3", "arXiv 2508.10104; https://github.com/facebookresearch/dinov3",
         "dinov3_vitb16_pretrain_lvd1689m-73cec8be.pth",
         "dinov3", "vit_base_patch16_dinov3_qkvb", 224, *_IMAGENET, "class token", "DINOv3 licence",

@@ -15,6 +15,7 @@ Layouts; a teacher's file (TeacherConfig.layout) has one of the first four:
 
 import argparse
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -83,7 +84,8 @@ def read_weights(path: Path, what: str = "teacher.weights") -> Weights:
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # MAE code saves its command line
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # mapped where the format allows: I-JEPA's file is 10 GB, of which an eighth is the encoder
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
         raise InputError(
             f"{what} {path}: cannot be read without running code in it ({str(error).splitlines()[0]}); "
