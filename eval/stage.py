@@ -4,18 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from eval.datasets import LabelledSet, load_labelled_set
-from eval.features import extract
+from eval.encoders import FrozenEncoder, open_encoder
+from eval.features import pooled
 from eval.metrics import Bootstrap, Scores, bootstrap, scores
 from eval.probe import ProbeConfig, linear_probe, majority_probabilities
 from sharding.recording import InputError
 from train.config import PretrainConfig
 from train.config_file import load_config
-from train.teacher import Teacher, load_teacher
 from train.tracking import recorded_run, start_child
-from train.vit import Encoder, load_encoder, new_student
 
 HEADER = ("encoder", "accuracy", "macro F1", "95 % interval", "AUROC", "95 % interval")
 _FLOOR = "majority class"
@@ -83,7 +81,7 @@ def run_probe(run_dir: Path, folder: Path, probe: ProbeConfig, frames_per_record
     encoders = _encoders(run_dir, cfg)
     dataset = load_labelled_set(folder, cfg.student.image_size, frames_per_recording)
     results = {
-        name: linear_probe(extract(encoder, dataset.squares, name), dataset.labels, dataset.groups, probe)
+        name: linear_probe(pooled(encoder, dataset.squares, name), dataset.labels, dataset.groups, probe)
         for name, encoder in encoders.items()
     }
     folds = next(iter(results.values())).folds
@@ -105,16 +103,11 @@ def _config_of(run_dir: Path) -> PretrainConfig:
     return load_config(run_dir / "config.yaml", [])
 
 
-def _encoders(run_dir: Path, cfg: PretrainConfig) -> dict[str, Encoder | Teacher]:
-    student = load_encoder(run_dir / "encoder")
-    torch.manual_seed(cfg.data.seed)
-    encoders: dict[str, Encoder | Teacher] = {
-        "random init": new_student(cfg.student.arch, cfg.student.image_size, cfg.student.args)
-    }
+def _encoders(run_dir: Path, cfg: PretrainConfig) -> dict[str, FrozenEncoder]:
+    encoders = {"random init": open_encoder(f"init:{run_dir}")}
     if cfg.teacher is not None:
-        teacher = cfg.teacher.model_copy(update={"precision": "fp32"})  # as the others here
-        encoders["teacher"] = load_teacher(teacher, student.grid, cfg.target.layers)[0]
-    return encoders | {"student": student}
+        encoders["teacher"] = open_encoder(f"teacher:{run_dir}")
+    return encoders | {"student": open_encoder(str(run_dir))}
 
 
 def _record(run_dir: Path, table: ProbeTable, probe: ProbeConfig) -> None:

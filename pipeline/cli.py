@@ -5,6 +5,8 @@ us-jepa verify OUT          read them again: hashes, keys, every sample, letters
 us-jepa preview OUT         contact sheet
 us-jepa pretrain --config   the same as `deepspeed train/pretrain.py`
 us-jepa probe RUN --data    linear probe: random init, teacher, student
+us-jepa export RUN OUT      for timm, transformers, onnxruntime, torch.export; with a model card
+us-jepa embed RUN SRC OUT   a vector per frame and clip, as Parquet; or what is most like a query
 us-jepa demo                all of it, on generated and real recordings, in minutes
 us-jepa doctor [SHARDS]     is this machine ready, and does the stream keep up?
 """
@@ -53,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     probe.add_argument("--folds", type=int, default=5, help="folds by group (5)")
     probe.set_defaults(command=_probe)
+    _add_export(commands)
+    _add_embed(commands)
     demo = commands.add_parser("demo", help="the whole line in minutes")
     demo.add_argument("--out", type=Path, default=Path("build/demo"), help="(%(default)s)")
     demo.set_defaults(command=_demo)
@@ -93,6 +97,42 @@ def _add_pretrain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     )  # fmt: skip
     add("overrides", nargs="*", metavar="section.key=value")
     pretrain.set_defaults(command=_pretrain)
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    export = commands.add_parser("export", help="write an encoder for other people's tools")
+    add = export.add_argument
+    add("run", type=Path, help="run directory of a finished pretraining")
+    add("out", type=Path, help="folder to make; an earlier export there is replaced")
+    add(
+        "--format", choices=("hf", "timm", "onnx", "torch"), default="hf", dest="to",
+        help="hf: transformers and timm. timm: timm alone. onnx and torch (torch.export): with normalisation and "
+        "pooling, for any batch size (%(default)s)",
+    )  # fmt: skip
+    add("--probe", type=Path, metavar="DIR", help="folder of `us-jepa probe` whose table goes into the model card")
+    add("--data-licence", default="", metavar="TEXT", help="of the data it was trained on, for the model card")
+    export.set_defaults(command=_export)
+
+
+def _add_embed(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    embed = commands.add_parser(
+        "embed",
+        help="a vector per frame and clip, or what is most like a query",
+        description="""Writes OUT (a row per frame) and OUT's .clips.parquet (a row per clip). What is no shard
+        directory is sharded first, beside OUT: same decoding, region, de-identification and pseudonyms. The same
+        command continues what was stopped.""",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = embed.add_argument
+    add("encoder", help="run directory, encoder folder, or whatever `us-jepa probe --encoders` takes")
+    add("source", help="shard directory; or folder or file of DICOM, video, images")
+    add("out", type=Path, help="table to write, *.parquet; with --topk the one to search")
+    add("--topk", type=int, default=0, metavar="N", help="search OUT for the N frames most like SOURCE; 0: write OUT")
+    add("--workers", type=int, default=1, help="processes, which share the cores")
+    add("--max-frames", type=int, default=32, help="frames per clip, evenly spaced")
+    add("--pixels", choices=("certified", "public", "as_is"), default="certified", help="see `us-jepa shards --help`")
+    add("--key-file", type=Path, default=_default_key(), help="secret of the pseudonyms")
+    embed.set_defaults(command=_embed)
 
 
 def _add_shards(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -212,6 +252,26 @@ def _probe(args: argparse.Namespace) -> int:
     from pipeline.show import print_table
 
     print_table(run_probe(args.run, args.data, ProbeConfig(folds=args.folds)))
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from deploy.export import export_encoder
+
+    print(f"export:  {export_encoder(args.run, args.out, args.to, (), args.data_licence)}")
+    return 0
+
+
+def _embed(args: argparse.Namespace) -> int:
+    from deploy.embed import Embedding
+    from pipeline.embed import Raw, print_nearest, write_table
+
+    raw = Raw(args.source, args.max_frames, args.pixels, args.key_file)
+    cfg = Embedding(args.encoder, args.workers)
+    if args.topk:
+        print_nearest(cfg, raw, args.out, args.topk)
+    else:
+        write_table(cfg, raw, args.out)
     return 0
 
 

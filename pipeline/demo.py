@@ -44,7 +44,7 @@ def run_demo(out: Path) -> None:
     table = run_probe(runs["student"], labelled, ProbeConfig())
     report = out / "report.html"
     write_run_report(runs, [table], report)
-    encoder = export_encoder(runs["student"], out / "encoder", [table])
+    encoder = export_encoder(runs["student"], out / "encoder", tables=[table])
     log_artifacts(runs["student"], {"report.html": report, "export": encoder})
     print_table(table)
     print(f"report:  {report}\nencoder: {encoder}\nshards:  {out / 'shards' / 'report.html'}")
