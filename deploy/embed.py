@@ -119,10 +119,9 @@ def _parts(cfg: Embedding, shards: list[Shard], out: Path) -> list[Path]:
     parts.mkdir(parents=True, exist_ok=True)
     paths = [parts / f"{_digest(encoder, shard)}.parquet" for shard in shards]
     missing = [(shard, path) for shard, path in zip(shards, paths, strict=True) if not path.exists()]
-    with _pool(min(cfg.num_workers, len(missing)), cfg) as pool:
-        done = as_completed([pool.submit(_embed_shard, shard, path) for shard, path in missing])
-        for future in track(done, total=len(missing), description=f"embed {len(missing)} shards"):
-            future.result()
+    done = _in_order(missing, encoder) if cfg.num_workers <= 1 else _by_processes(missing, cfg)
+    for _ in track(done, total=len(missing), description=f"embed {len(missing)} shards"):
+        pass
     return paths
 
 
@@ -131,22 +130,39 @@ def _digest(encoder: FrozenEncoder, shard: Shard) -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
-def _pool(num_workers: int, cfg: Embedding) -> ProcessPoolExecutor:
-    num_threads = max(1, len(os.sched_getaffinity(0)) // max(1, num_workers))
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(max(1, num_workers), context, _open, (cfg, num_threads))
+def _in_order(missing: list[tuple[Shard, Path]], encoder: FrozenEncoder) -> Iterator[None]:
+    encoder.to(_device())
+    for shard, path in missing:
+        _embed_shard(encoder, shard, path)
+        yield
 
 
-_opened: list[FrozenEncoder] = []  # of this process
+def _by_processes(missing: list[tuple[Shard, Path]], cfg: Embedding) -> Iterator[None]:
+    num_workers = max(1, min(cfg.num_workers, len(missing)))
+    num_threads = max(1, len(os.sched_getaffinity(0)) // num_workers)
+    context = multiprocessing.get_context("spawn")  # a forked process would wait for locks of torch's threads
+    with ProcessPoolExecutor(num_workers, context, _open, (cfg, num_threads)) as pool:
+        for future in as_completed([pool.submit(_embed_in_worker, shard, path) for shard, path in missing]):
+            yield future.result()
+
+
+_opened: list[FrozenEncoder] = []  # of a worker
 
 
 def _open(cfg: Embedding, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _opened.append(open_encoder(*parse_encoder(cfg.encoder)).to(device))
+    _opened.append(open_encoder(*parse_encoder(cfg.encoder)).to(_device()))
 
 
-def _embed_shard(shard: Shard, path: Path) -> None:
+def _embed_in_worker(shard: Shard, path: Path) -> None:
+    _embed_shard(_opened[0], shard, path)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _embed_shard(encoder: FrozenEncoder, shard: Shard, path: Path) -> None:
     """One part.
 
     Raises:
@@ -158,10 +174,10 @@ def _embed_shard(shard: Shard, path: Path) -> None:
         with open_shard(shard, _cache()) as reader:
             for start in range(0, len(reader), _BATCH):
                 samples = [reader[index] for index in range(start, min(start + _BATCH, len(reader)))]
-                rows += _rows(_opened[0], samples)
+                rows += _rows(encoder, samples)
     except BadSampleError as bad:  # its class does not survive the way to the parent process
         raise InputError(f"{bad}; `us-jepa verify` checks all of them") from bad
-    _write(pa.Table.from_pylist(rows, schema=_schema(_opened[0].width)), path)
+    _write(pa.Table.from_pylist(rows, schema=_schema(encoder.width)), path)
 
 
 def _rows(encoder: FrozenEncoder, samples: Sequence[Sample]) -> Iterator[dict[str, object]]:
