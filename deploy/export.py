@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from eval.stage import ProbeTable
+from eval.probe_tables import ProbeTable
 from train.vit import load_encoder
 
 
@@ -42,6 +42,6 @@ def _card(config: dict[str, dict[str, str]], tables: list[ProbeTable]) -> str:
 
 
 def _probe_text(table: ProbeTable) -> str:
-    header, *rows = table.rows()
+    header, *rows = table.rows
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ("---",) * len(header), *rows)]
-    return f"Linear probe on {table.dataset.name}. {table.verdict()}\n\n" + "\n".join(lines)
+    return f"Linear probe on {table.name}. {table.verdict}\n\n" + "\n".join(lines)

@@ -3,6 +3,7 @@
 A comparison is continued in its folder; `mlflow_run.json` there says which run is its own.
 """
 
+import hashlib
 import json
 import secrets
 import time
@@ -69,6 +70,11 @@ class Probed:
     params: dict[str, str]
     scores: dict[str, float]
 
+    def digest(self) -> str:
+        """32 hexadecimal digits of everything but the scores: other settings are another run."""
+        described = json.dumps([self.encoder, self.identity, self.dataset, self.params], sort_keys=True)
+        return hashlib.sha256(described.encode()).hexdigest()[:32]
+
 
 def record_comparison(out: Path, probed: list[Probed], artifacts: list[Path]) -> str:
     """Send a finished comparison to MLflow and return the id of its run.
@@ -98,7 +104,7 @@ def record_comparison(out: Path, probed: list[Probed], artifacts: list[Path]) ->
         link = {} if one.run_dir is None else _link(one.run_dir)
         name = f"{one.dataset[0]}: {one.encoder}"
         tags = {"mlflow.runName": name, "mlflow.parentRunId": parent, STAGE_TAG: "probe", **link}
-        child = keyed_run(client, experiment, f"{place.key}/{one.dataset[1][:16]}/{name}", tags)
+        child = keyed_run(client, experiment, f"{place.key}/{one.digest()}", tags)
         model = external_model(client, experiment, one.encoder, one.identity, link.get("us_jepa.pretraining"))
         for key, value in one.params.items():
             client.log_param(child, key, value)
