@@ -10,7 +10,8 @@ import torch
 
 from deploy.export import export_encoder
 from eval.datasets import load_labelled_set
-from eval.features import extract
+from eval.encoders import of_student
+from eval.features import pooled
 from eval.probe import ProbeConfig
 from eval.report import write_run_report
 from eval.stage import run_probe
@@ -69,7 +70,7 @@ def test_features_average_the_patches_inside_the_region_only() -> None:
     squares[:, 1] = 0
     squares[:, 1, :16, :32] = 255
     squares[2, 1] = 0
-    features = extract(encoder, squares, "student")
+    features = pooled(of_student(encoder, "student"), squares, "student")
     tokens = encoder(torch.from_numpy(squares[:, :1]) / 255.0)
     assert np.allclose(features[0], tokens[0, :2].mean(0).detach(), atol=1e-5)
     assert np.allclose(features[2], tokens[2].mean(0).detach(), atol=1e-5)
