@@ -1,9 +1,9 @@
 """The probe stage: any encoders on any labelled sets, compared in pairs; killed at any moment it goes on where it was.
 
-    OUT/cells/           finished pieces (eval/cells.py), the only source of what follows
-    OUT/features/        caches of eval/features.py; may be deleted
-    OUT/results.json     every number; table.md, table.tex, report.html show it
-    OUT/mlflow_run.json  which run of MLflow is this comparison's
+OUT/cells/           finished pieces (eval/cells.py), the only source of what follows
+OUT/features/        caches of eval/features.py; may be deleted
+OUT/results.json     every number; table.md, table.tex, report.html show it
+OUT/mlflow_run.json  which run of MLflow is this comparison's
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from eval.cells import Json, canonical
 from eval.comparison_cells import Contender, Pieces, Protocol, majority_cell, set_cell
-from eval.datasets import LabelledSet, load_set
+from eval.datasets import load_set
 from eval.encoders import open_encoder, parse_encoder
 from eval.features import Pooling
 from eval.probe import ProbeConfig
@@ -44,7 +44,6 @@ class ComparisonConfig:
         size: side of the frames in pixels, before an encoder resizes them.
         frames_per_recording: of a cine.
         probe: settings of the probes.
-        few_shot, robustness: add these curves; robustness takes 18 more passes per encoder and set.
         pictures: put frames on the page.
 
     """
@@ -56,8 +55,6 @@ class ComparisonConfig:
     size: int = 224
     frames_per_recording: int = 4
     probe: ProbeConfig = ProbeConfig()
-    few_shot: bool = False
-    robustness: bool = False
     pictures: bool = True
 
     def __post_init__(self) -> None:
@@ -151,20 +148,13 @@ def cells_of_set(cfg: ComparisonConfig, spec: str, contenders: list[Contender], 
     floor = majority_cell(dataset, cfg.probe, out)
     cells = SetCells(facts, {protocol: {MAJORITY: floor} for protocol in cfg.protocols})
     for contender in contenders:
-        _add(cells, contender.name, Pieces(contender, dataset, cfg.pooling, cfg.probe, out), cfg, dataset)
+        _add(cells, contender.name, Pieces(contender, dataset, cfg.pooling, cfg.probe, out), cfg)
     return cells
 
 
-def _add(cells: SetCells, name: str, pieces: Pieces, cfg: ComparisonConfig, dataset: LabelledSet) -> None:
+def _add(cells: SetCells, name: str, pieces: Pieces, cfg: ComparisonConfig) -> None:
     for protocol in cfg.protocols:
         cells.probes[protocol][name] = pieces.probe(protocol)
-    cells.label_free[name] = pieces.label_free()
-    if cfg.few_shot:
-        cells.few_shot[name] = pieces.few_shot()
-    if cfg.robustness:
-        cells.robustness[name] = pieces.robustness()
-    if dataset.masks is not None:
-        cells.segmentation[name] = pieces.segmentation()
     if cfg.pictures:
         cells.pictures[name] = pieces.pictures(cfg.protocols[0])
 

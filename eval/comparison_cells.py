@@ -1,10 +1,11 @@
 """What a comparison computes: one encoder on one labelled set, in pieces that are kept as cells.
 
-Dimensions: n samples, D features, C classes.
+Dimensions: n samples, m samples that are reported, D features, C classes.
 """
 
 import base64
-from dataclasses import asdict, dataclass, replace
+import hashlib
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -14,14 +15,11 @@ import numpy as np
 from eval.cells import Cells, Json
 from eval.datasets import LabelledSet
 from eval.encoders import FrozenEncoder, open_encoder
-from eval.features import Pooling, extract, extract_tokens
-from eval.label_free import label_free
-from eval.metrics import bootstrap, scores
-from eval.probe import ProbeConfig, ProbeResult, fit_and_predict, linear_probe
+from eval.features import Pooling, extract
+from eval.probe import ProbeConfig, ProbeResult, fold_of_each, linear_probe, majority_probabilities
 from eval.probe_pictures import errors_png, neighbours_png, patches_png
-from eval.robustness import KINDS, SEVERITIES, degrade
 
-Protocol = Literal["fair", "paper", "knn", "attentive"]
+Protocol = Literal["fair"]
 _VERSION = 1  # of what the cells hold
 
 
@@ -53,8 +51,7 @@ class Contender:
 
     def facts(self) -> Json:
         """What a page says of it."""
-        known = asdict(self)
-        return {key: known[key] for key in ("name", "identity", "note", "grid", "width")}
+        return {key: getattr(self, key) for key in ("name", "identity", "note", "grid", "width")}
 
 
 class Pieces:
@@ -74,6 +71,17 @@ class Pieces:
     ) -> None:
         self._contender, self._dataset, self._pooling, self._cfg = contender, dataset, pooling, probe
         self._cells, self._folder = Cells(out / "cells"), out / "features"
+        self._set = set_identity(dataset)
+
+    def probe(self, protocol: Protocol) -> Json:
+        """Probabilities of the reported samples, and what the probe chose."""
+        key = self._key("probe", protocol=protocol, probe=asdict(self._cfg))
+        return self._cells.get(key, lambda: _probe_cell(self._probe(protocol)))
+
+    def pictures(self, protocol: Protocol) -> Json:
+        """PNG as base64: patch features, neighbours, and the worst errors of a protocol; empty where there is none."""
+        key = self._key("pictures", protocol=protocol, probe=asdict(self._cfg))
+        return self._cells.get(key, lambda: self._pictures(self.probe(protocol)))
 
     @cached_property
     def _encoder(self) -> FrozenEncoder:
@@ -84,16 +92,70 @@ class Pieces:
         return extract(self._encoder, self._dataset, self._pooling, self._folder)
 
     def _key(self, kind: str, **more: object) -> Json:
-        known = {"kind": kind, "version": _VERSION, "set": set_identity(self._dataset)}
-        return known | {"encoder": self._contender.identity, "pooling": self._pooling, **more}
-
-    def probe(self, protocol: Protocol) -> Json:
-        """Probabilities of the reported samples, and what the probe chose."""
-        key = self._key("probe", protocol=protocol, probe=asdict(self._cfg))
-        return self._cells.get(key, lambda: probe_cell(self._probe(protocol)))
+        known = {"kind": kind, "version": _VERSION, "set": self._set, "encoder": self._contender.identity}
+        return known | {"pooling": self._pooling, **more}
 
     def _probe(self, protocol: Protocol) -> ProbeResult:
         data = self._dataset
-        if protocol == "fair":
-            return linear_probe(self._features, data.labels, data.groups, self._cfg, data.splits)
-        raise NotImplementedError
+        return linear_probe(self._features, data.labels, data.groups, self._cfg)
+
+    def _pictures(self, probed: Json) -> Json:
+        data = self._dataset
+        reported = np.arange(len(data.labels)) if probed["reported"] is None else np.array(probed["reported"])
+        pictures = {
+            "patches": patches_png(self._encoder, data),
+            "neighbours": neighbours_png(self._features, data),
+            "errors": errors_png(data, reported, np.array(probed["probabilities"])),
+        }
+        return {name: base64.b64encode(png).decode() for name, png in pictures.items()}
+
+
+def set_cell(dataset: LabelledSet, out: Path) -> Json:
+    """What results need to know of a set; groups as numbers, so that no name of a patient is copied."""
+
+    def make() -> Json:
+        return {
+            "name": dataset.name,
+            "sha256": dataset.sha256,
+            "classes": list(dataset.classes),
+            "labels": dataset.labels.tolist(),
+            "groups": np.unique(dataset.groups, return_inverse=True)[1].tolist(),
+            "num_refused": dataset.num_refused,
+            "remarks": [],
+        }
+
+    key = {"kind": "set", "version": _VERSION, "set": set_identity(dataset), "refused": dataset.num_refused}
+    return Cells(out / "cells").get(key | {"name": dataset.name}, make)
+
+
+def majority_cell(dataset: LabelledSet, cfg: ProbeConfig, out: Path) -> Json:
+    """The floor that needs no encoder, on the samples that a probe reports."""
+
+    def make() -> Json:
+        folds = fold_of_each(dataset.labels, dataset.groups, cfg)
+        probabilities = majority_probabilities(dataset.labels, folds)
+        return {
+            "probabilities": probabilities.tolist(), "reported": None, "strengths": [], "constant": True,
+            "num_unconverged": 0,
+        }  # fmt: skip
+
+    key = {"kind": "majority", "version": _VERSION, "set": set_identity(dataset), "probe": asdict(cfg)}
+    return Cells(out / "cells").get(key, make)
+
+
+def set_identity(dataset: LabelledSet) -> str:
+    """sha256 over everything of a set that changes a number, in its own order."""
+    digest = hashlib.sha256(dataset.sha256.encode())
+    for values in (dataset.keys, dataset.labels, dataset.groups):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def _probe_cell(result: ProbeResult) -> Json:
+    return {
+        "probabilities": result.probabilities.tolist(),
+        "reported": None,
+        "strengths": list(result.strengths),
+        "constant": result.constant,
+        "num_unconverged": result.num_unconverged,
+    }

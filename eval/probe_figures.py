@@ -1,16 +1,17 @@
 """Curves and matrices of a comparison as PNG."""
 
 import io
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Plot
+from PIL import Image
 
 from eval.cells import Json
 from eval.results import METRICS
 
-_WIDTH, _DPI = 7.0, 130  # inches: 910 pixels, readable on a phone
+_WIDTH, _DPI = 5.5, 140  # inches: letters stay readable on a phone
+_COLOURS = 96
 _MANY_CLASSES = 12  # above, numbers in a confusion matrix are unreadable
 
 
@@ -52,7 +53,9 @@ def robustness_png(drops: dict[str, Json]) -> bytes:
         axes.set_axis_off()
     for axes, kind in zip(panels, kinds, strict=False):
         for name, by_kind in drops.items():
-            axes.plot(range(len(by_kind[kind]) + 1), [0, *(100 * drop for drop in by_kind[kind])], marker=".", label=name)
+            axes.plot(
+                range(len(by_kind[kind]) + 1), [0, *(100 * drop for drop in by_kind[kind])], marker=".", label=name
+            )
         axes.set_title(kind, fontsize=9)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("drop of macro F1, %")
@@ -102,8 +105,18 @@ def _legend(axes: Axes, num_lines: int) -> None:
     axes.legend(frameon=False, fontsize=8, ncols=1 + num_lines // 7)
 
 
-def png(plot: Plot, **settings: Any) -> bytes:
+def png(plot: Plot) -> bytes:
     """PNG of a plot; the same plot gives the same bytes."""
     buffer = io.BytesIO()
-    plot.savefig(buffer, format="png", dpi=_DPI, **settings)
+    plot.savefig(buffer, format="png", dpi=_DPI)
+    return smaller(buffer.getvalue())
+
+
+def smaller(data: bytes) -> bytes:
+    """A PNG with a palette of 96 colours: a third of the bytes, and no difference to the eye."""
+    buffer = io.BytesIO()
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    picture.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        buffer, format="png", optimize=True
+    )
     return buffer.getvalue()

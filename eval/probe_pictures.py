@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Plot
 
 from eval.datasets import LabelledSet
 from eval.encoders import FrozenEncoder
-from eval.probe_figures import png
+from eval.probe_figures import png, smaller
 from sharding.report import grid_png
 
 NUM_FRAMES = 6
@@ -34,7 +34,7 @@ def patches_png(encoder: FrozenEncoder, dataset: LabelledSet) -> bytes:
     colours = _components(patches, inside).reshape(len(chosen), side, side, 3)
     frames = [_tile(cv2.cvtColor(square[0], cv2.COLOR_GRAY2BGR)) for square in dataset.squares[chosen]]
     maps = [_tile((255 * one[..., ::-1]).astype(np.uint8)) for one in colours]
-    return grid_png(frames + maps, len(frames))
+    return smaller(grid_png(frames + maps, len(frames)))
 
 
 def neighbours_png(features: np.ndarray, dataset: LabelledSet) -> bytes:
@@ -119,7 +119,11 @@ def _tile(picture: np.ndarray) -> np.ndarray:
 def _show(axes: Axes, dataset: LabelledSet, sample: int, title: str, colour: str) -> None:
     small = cv2.resize(dataset.squares[sample, 0], (_TILE, _TILE), interpolation=cv2.INTER_AREA)
     axes.imshow(small, cmap="gray", vmin=0, vmax=255)
-    axes.set_title(title, fontsize=7, color=colour)
+    axes.set_axis_on()
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=7)
+    for side in axes.spines.values():
+        side.set(color=colour, linewidth=3)
 
 
 def _name(dataset: LabelledSet, sample: int) -> str:

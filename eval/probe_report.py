@@ -8,6 +8,7 @@ from eval.probe_tables import Rows, big_rows, collapsed, pair_rows, score_rows, 
 from sharding.page import Figure, Section, render_page
 
 Pictures = dict[str, dict[str, Json]]  # set, encoder, kind: PNG as base64
+_MAX_SHOWN = 4  # encoders with pictures of frames, for a page that can be mailed
 _CAPTIONS = {
     "patches": "{}: patch features of frames, their first three principal components as colours; equal colours, alike "
     "features.",
@@ -63,7 +64,8 @@ def _of_set(results: Json, one: Json, pictures: dict[str, Json]) -> list[Section
             for first in _compared(results, table)
         ]
     sections += _curves(one)
-    figures = _pictures(pictures)
+    shown = _shown(results, next(iter(one["tables"].values())))
+    figures = _pictures({encoder: cell for encoder, cell in pictures.items() if encoder in shown})
     return sections + ([Section(f"{name}: frames", figures=figures)] if figures else [])
 
 
@@ -71,6 +73,13 @@ def _compared(results: Json, table: Json) -> list[str]:
     """Every student, else the encoder of the best score: the ones that are shown beside all others."""
     best = max(table["rows"], key=lambda row: row["scores"]["macro_f1"]["value"])
     return [student for student, _ in results["matches"]] or [best["encoder"]]
+
+
+def _shown(results: Json, table: Json) -> list[str]:
+    """Encoders whose frames are on the page: students, their teachers, and of the others the best."""
+    ours = [name for match in results["matches"] for name in match]
+    ranked = sorted(table["rows"], key=lambda row: -row["scores"]["macro_f1"]["value"])
+    return list(dict.fromkeys([*ours, *(row["encoder"] for row in ranked)]))[:_MAX_SHOWN]
 
 
 def _facts(one: Json) -> Section:

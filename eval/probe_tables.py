@@ -63,11 +63,15 @@ def big_rows(results: Json, protocol: str, metric: str = "macro_f1") -> Rows:
     rows = [header]
     for same in zip(*(table["rows"] for table in tables), strict=True):
         name = same[0]["encoder"]
-        cells = [with_interval(row["scores"][metric]) + (" *" if row["predicts_one_class"] else "") for row in same]
+        cells = [with_interval(row["scores"][metric]) + _mark(row) for row in same]
         if len(tables) > 1:
             cells.append(f"{np.mean([row['scores'][metric]['value'] for row in same]):.3f}")
         rows.append((name, *cells))
     return tuple(rows)
+
+
+def _mark(row: Json) -> str:
+    return " *" if row["predicts_one_class"] and row["encoder"] != MAJORITY else ""
 
 
 def collapsed(results: Json, protocol: str) -> list[str]:
@@ -77,7 +81,7 @@ def collapsed(results: Json, protocol: str) -> list[str]:
         "that of the majority class, and says nothing of the encoder."
         for one in results["sets"]
         for row in one["tables"][protocol]["rows"]
-        if row["predicts_one_class"] and row["encoder"] != MAJORITY
+        if _mark(row)
     ]
 
 
@@ -103,7 +107,7 @@ def with_interval(score: Json) -> str:
 
 def shown_name(row: Json) -> str:
     """Name of an encoder, and in words when its probe is of no use."""
-    return str(row["encoder"]) + (" (predicts one class)" if row["predicts_one_class"] else "")
+    return str(row["encoder"]) + (" (predicts one class)" if _mark(row) else "")
 
 
 def markdown(results: Json) -> str:

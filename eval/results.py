@@ -12,14 +12,7 @@ import numpy as np
 from eval.cells import Json
 from eval.metrics import Bootstrap, Metric, Scores, bootstrap, holm
 
-METRICS = {
-    "macro_f1": "macro F1",
-    "auroc": "AUROC",
-    "balanced_accuracy": "balanced accuracy",
-    "average_precision": "average precision",
-    "calibration_error": "calibration error",
-    "accuracy": "accuracy",
-}
+METRICS = {"macro_f1": "macro F1", "auroc": "AUROC", "accuracy": "accuracy"}
 MAJORITY = "majority class"
 _SIGNIFICANT = 0.05
 

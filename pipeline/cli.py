@@ -108,13 +108,11 @@ def _add_probe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add("--encoders", metavar="A,B,...", help="what is compared; pixels and the majority class are always there")
     add("--sets", metavar="X,Y,...", help="what on")
     add("--out", type=Path, help="folder of the results (RUN/probe/SET with RUN; needed without)")
-    add("--protocol", default="fair", help="some of fair,paper,knn,attentive (%(default)s)")
+    add("--protocol", default="fair", help="some of fair (%(default)s)")
     add("--pooling", choices=("mean", "cls", "last4"), default="mean", help="of patch features (%(default)s)")
     add("--size", type=int, help="side of the frames in pixels (224; with RUN that of its student)")
     add("--frames", type=int, default=4, help="evenly spaced, of a cine (%(default)s)")
     add("--folds", type=int, default=5, help="by group, where a set has no splits (%(default)s)")
-    add("--few-shot", action="store_true", help="also with 1, 5, 10, 50 %% of the training patients")
-    add("--robustness", action="store_true", help="also on degraded frames: 18 more passes per encoder and set")
     add("--no-frames", action="store_true", help="no pictures of frames in report.html")
     probe.set_defaults(command=_probe)
 
@@ -257,8 +255,8 @@ def _comparison(args: argparse.Namespace) -> "tuple[ComparisonConfig, Path]":
         out = args.out
     else:
         raise InputError("give RUN and --data SET, or --encoders A,B --sets X,Y --out DIR")
-    changed = {"protocols": parse_protocols(args.protocol), "pooling": args.pooling, "few_shot": args.few_shot}
-    changed |= {"robustness": args.robustness, "pictures": not args.no_frames, "frames_per_recording": args.frames}
+    changed = {"protocols": parse_protocols(args.protocol), "pooling": args.pooling}
+    changed |= {"pictures": not args.no_frames, "frames_per_recording": args.frames}
     return replace(cfg, **changed, **({"size": args.size} if args.size else {})), out
 
 

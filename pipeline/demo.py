@@ -48,7 +48,9 @@ def run_demo(out: Path) -> None:
     encoder = export_encoder(runs["student"], out / "encoder", tables)
     log_artifacts(runs["student"], {"report.html": report, "export": encoder})
     print_tables(tables)
-    print(f"report:  {report}\nprobe:   {out / 'probe' / 'report.html'}\nencoder: {encoder}\nshards:  {out / 'shards' / 'report.html'}")
+    print(
+        f"report:  {report}\nprobe:   {out / 'probe' / 'report.html'}\nencoder: {encoder}\nshards:  {out / 'shards' / 'report.html'}"
+    )
     print("next:    make ui   (runs, curves, report)   |   make shards SRC=your/scans OUT=build/mine")
 
 

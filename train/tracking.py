@@ -90,9 +90,7 @@ def keyed_run(client: MlflowClient, experiment: str, key: str, tags: dict[str, s
     The process may have died, or the answer been lost, after MLflow had made it: so ask first. A request that the
     client repeated may have made two: the older one is ours, the younger one holds nothing.
     """
-    ask = partial(
-        client.search_runs, [experiment], f"tags.`{_KEY_TAG}` = '{key}'", order_by=["attributes.start_time"]
-    )
+    ask = partial(client.search_runs, [experiment], f"tags.`{_KEY_TAG}` = '{key}'", order_by=["attributes.start_time"])
     if not (found := ask()):
         client.create_run(experiment, tags=tags | {_KEY_TAG: key})
         found = ask()
