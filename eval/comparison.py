@@ -7,7 +7,7 @@ OUT/mlflow_run.json  which run of MLflow is this comparison's
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -54,7 +54,7 @@ class ComparisonConfig:
     pooling: Pooling = "mean"
     size: int = 224
     frames_per_recording: int = 4
-    probe: ProbeConfig = ProbeConfig()
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     pictures: bool = True
 
     def __post_init__(self) -> None:

@@ -54,11 +54,11 @@ def _of_set(results: Json, one: Json, pictures: dict[str, Json]) -> list[Section
     name = one["name"]
     sections = [_facts(one)]
     for protocol, table in one["tables"].items():
-        figures = (
+        plots = (
             Figure(intervals_png(table), f"{name}, {protocol}: macro F1 and its interval."),
             Figure(confusions_png(table, one["classes"]), f"{name}, {protocol}: confusion matrices, counts of frames."),
         )
-        sections.append(Section(f"{name}: scores, {protocol}", verdict(table), score_rows(table), figures))
+        sections.append(Section(f"{name}: scores, {protocol}", verdict(table), score_rows(table), plots))
         sections += [
             Section(f"{name}: differences, {protocol}", table=pair_rows(table, first))
             for first in _compared(results, table)

@@ -50,10 +50,8 @@ def verdict(table: Json) -> str:
 
 def score_rows(table: Json) -> Rows:
     """Every encoder with every metric, header first."""
-    rows = [("encoder", *METRICS.values())]
-    for row in table["rows"]:
-        rows.append((shown_name(row), *(with_interval(row["scores"][metric]) for metric in METRICS)))
-    return tuple(rows)
+    rows = [(shown_name(row), *(with_interval(row["scores"][metric]) for metric in METRICS)) for row in table["rows"]]
+    return (("encoder", *METRICS.values()), *rows)
 
 
 def big_rows(results: Json, protocol: str, metric: str = "macro_f1") -> Rows:

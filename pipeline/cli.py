@@ -96,11 +96,11 @@ def _add_probe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     probe = commands.add_parser(
         "probe",
         help="probe encoders",
-        description="""Scores frozen encoders on labelled sets, with intervals and paired tests by group (patient). Either
-        RUN with --data, or --encoders with --sets. The same command continues what was stopped.""",
-        epilog="""Encoders: a run directory or encoder folder, teacher:RUN, init:RUN, a timm name, random:NAME, hf:FOLDER,
-        pixels, or a published name; NAME=FILE gives weights. Sets: a folder with labels.csv (path, label, group) in or
-        above it, a labelled shard directory, or NAME=FOLDER of UltraBench.""",
+        description="""Scores frozen encoders on labelled sets, with intervals and paired tests by group (patient).
+        Either RUN with --data, or --encoders with --sets. The same command continues what was stopped.""",
+        epilog="""Encoders: a run directory or encoder folder, teacher:RUN, init:RUN, a timm name, random:NAME,
+        hf:FOLDER, pixels, or a published name; NAME=FILE gives weights. Sets: a folder with labels.csv (path, label,
+        group) in or above it.""",
     )
     add = probe.add_argument
     add("run", type=Path, nargs="?", help="run directory of a finished pretraining: its student, teacher and start")

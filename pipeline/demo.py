@@ -48,10 +48,10 @@ def run_demo(out: Path) -> None:
     encoder = export_encoder(runs["student"], out / "encoder", tables)
     log_artifacts(runs["student"], {"report.html": report, "export": encoder})
     print_tables(tables)
-    print(
-        f"report:  {report}\nprobe:   {out / 'probe' / 'report.html'}\nencoder: {encoder}\nshards:  {out / 'shards' / 'report.html'}"
-    )
-    print("next:    make ui   (runs, curves, report)   |   make shards SRC=your/scans OUT=build/mine")
+    pages = {"report": report, "probe": out / "probe" / "report.html", "encoder": encoder}
+    for name, place in (pages | {"shards": out / "shards" / "report.html"}).items():
+        print(f"{name + ':':<8} {place}")
+    print("next:    make review   (runs, curves, report)   |   make shards SRC=your/scans OUT=build/mine")
 
 
 def write_sources(source: Path, labelled: Path) -> None:

@@ -53,7 +53,8 @@ PRETRAINING = SavedView(
     "us-jepa-pretraining", "pretraining health", "params.`objective` != ''", "attributes.start_time",
     (
         "tags.`verdict`", "params.`objective`", "params.`student.arch`", "metrics.`train/loss`", "metrics.`val/loss`",
-        "metrics.`health/effective_rank`", "metrics.`health/feature_spread`", "metrics.`masks/failed`", "metrics.`perf/images_per_s`",
+        "metrics.`health/effective_rank`", "metrics.`health/feature_spread`", "metrics.`masks/failed`",
+        "metrics.`perf/images_per_s`",
     ),
 )  # fmt: skip
 PROBES = SavedView(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -30,18 +31,23 @@ from train.config_file import load_config, save_config
 from train.tracking import Tracker, log_artifacts
 from train.vit import load_encoder, new_student, save_encoder
 
-
 PROBE = ProbeConfig(folds=3, strengths=(1e-2, 1.0))
-CHILD = """
-import sys
+# Imports once, then makes the comparison in a new process for every line that it reads.
+SERVER = """
+import os, sys
 from pathlib import Path
 from eval.comparison import ComparisonConfig, compare
 from eval.probe import ProbeConfig
-print("ready", flush=True)
 encoders, sets = (tuple(text.split(",")) for text in sys.argv[2:])
 probe = ProbeConfig(folds=3, strengths=(1e-2, 1.0))
 cfg = ComparisonConfig(encoders, sets, size=64, frames_per_recording=1, probe=probe)
-compare(cfg, Path(sys.argv[1]), record=False)
+for _ in sys.stdin:
+    if not (child := os.fork()):
+        sys.stdout = open(os.devnull, "w")
+        compare(cfg, Path(sys.argv[1]), record=False)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
 """
 
 
@@ -202,23 +208,29 @@ def test_what_cannot_be_compared_is_named(
         compare(ComparisonConfig(encoders, sets), tmp_path, record=False)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     kills: int, small: ComparisonConfig, finished: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", CHILD, str(tmp_path / "out"), ",".join(small.encoders), ",".join(small.sets)]
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", SERVER, str(out), ",".join(small.encoders), ",".join(small.sets)]
     settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     random = np.random.default_rng(kills)
-    for _ in range(kills):
-        process = subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert process.stdout is not None
-        process.stdout.readline()  # imports are done
-        time.sleep(random.uniform(0, 1.5))
-        process.kill()
-        process.wait()
-    last = subprocess.run(command, env=settings, capture_output=True, check=False)
-    assert last.returncode == 0, last.stderr.decode()
-    assert files_of(tmp_path / "out") == files_of(finished)
+    with subprocess.Popen(command, env=settings, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        statuses = []
+        for kill in [True] * kills + [False]:
+            print(file=server.stdin, flush=True)
+            child = int(server.stdout.readline())
+            if kill:
+                time.sleep(random.uniform(0, 2))
+                os.kill(child, signal.SIGKILL)
+            statuses.append(int(server.stdout.readline()))
+        server.stdin.close()
+    assert signal.SIGKILL in statuses
+    assert statuses[-1] == 0
+    assert files_of(out) == files_of(finished)
 
 
 def files_of(out: Path) -> dict[str, bytes]:
