@@ -44,6 +44,7 @@ class ComparisonConfig:
         size: side of the frames in pixels, before an encoder resizes them.
         frames_per_recording: of a cine.
         probe: settings of the probes.
+        robustness: also probe degraded frames; 18 more passes per encoder and set.
         pictures: put frames on the page.
 
     """
@@ -55,6 +56,7 @@ class ComparisonConfig:
     size: int = 224
     frames_per_recording: int = 4
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    robustness: bool = False
     pictures: bool = True
 
     def __post_init__(self) -> None:
@@ -155,6 +157,9 @@ def cells_of_set(cfg: ComparisonConfig, spec: str, contenders: list[Contender], 
 def _add(cells: SetCells, name: str, pieces: Pieces, cfg: ComparisonConfig) -> None:
     for protocol in cfg.protocols:
         cells.probes[protocol][name] = pieces.probe(protocol)
+    cells.label_free[name] = pieces.label_free()
+    if cfg.robustness:
+        cells.robustness[name] = pieces.robustness()
     if cfg.pictures:
         cells.pictures[name] = pieces.pictures(cfg.protocols[0])
 

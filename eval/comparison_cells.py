@@ -15,9 +15,19 @@ import numpy as np
 from eval.cells import Cells, Json
 from eval.datasets import LabelledSet
 from eval.encoders import FrozenEncoder, open_encoder
-from eval.features import Pooling, extract
-from eval.probe import ProbeConfig, ProbeResult, fold_of_each, linear_probe, majority_probabilities
+from eval.features import Pooling, extract, pooled
+from eval.label_free import label_free
+from eval.metrics import scores
+from eval.probe import (
+    ProbeConfig,
+    ProbeResult,
+    fit_and_predict,
+    fold_of_each,
+    linear_probe,
+    majority_probabilities,
+)
 from eval.probe_pictures import errors_png, neighbours_png, patches_png
+from eval.robustness import KINDS, SEVERITIES, Kind, degrade
 
 Protocol = Literal["fair"]
 _VERSION = 1  # of what the cells hold
@@ -83,6 +93,36 @@ class Pieces:
         key = self._key("pictures", protocol=protocol, probe=asdict(self._cfg))
         return self._cells.get(key, lambda: self._pictures(self.probe(protocol)))
 
+    def label_free(self) -> Json:
+        """Measures of the features that need no label; LiDAR's classes are the groups."""
+        return self._cells.get(self._key("label_free"), lambda: dict(label_free(self._features, self._dataset.groups)))
+
+    def robustness(self) -> Json:
+        """Macro F1 of fair probes of clean frames, on clean frames and on degraded ones by kind and severity."""
+        clean = self.probe("fair")
+        labels = self._dataset.labels[reported_of(clean, len(self._dataset.labels))]
+        degraded = {kind: self._kind(kind)["macro_f1"] for kind in KINDS}
+        return {"clean": scores(labels, np.array(clean["probabilities"])).macro_f1, "degraded": degraded}
+
+    def _kind(self, kind: Kind) -> Json:
+        key = self._key("robustness", degraded=kind, probe=asdict(self._cfg))
+        return self._cells.get(key, lambda: {"macro_f1": self._degraded(kind)})
+
+    def _degraded(self, kind: Kind) -> list[float]:
+        data = self._dataset
+        features = [
+            pooled(self._encoder, degrade(data.squares, kind, severity, data.keys), f"{kind} {severity}", self._pooling)
+            for severity in SEVERITIES
+        ]
+        probabilities = np.full((len(SEVERITIES), len(data.labels), len(data.classes)), np.nan)
+        for fitted, reported in _parts(data, self._cfg):
+            predicted = np.concatenate([one[reported] for one in features])
+            clean, labels, groups = (values[fitted] for values in (self._features, data.labels, data.groups))
+            found = fit_and_predict(clean, labels, groups, predicted, self._cfg)[1]
+            probabilities[:, reported] = found.reshape(len(SEVERITIES), len(reported), -1)
+        there = ~np.isnan(probabilities[0, :, 0])
+        return [scores(data.labels[there], one[there]).macro_f1 for one in probabilities]
+
     @cached_property
     def _encoder(self) -> FrozenEncoder:
         return open_encoder(self._contender.spec, self._contender.weights)
@@ -101,7 +141,7 @@ class Pieces:
 
     def _pictures(self, probed: Json) -> Json:
         data = self._dataset
-        reported = np.arange(len(data.labels)) if probed["reported"] is None else np.array(probed["reported"])
+        reported = reported_of(probed, len(data.labels))
         pictures = {
             "patches": patches_png(self._encoder, data),
             "neighbours": neighbours_png(self._features, data),
@@ -149,6 +189,17 @@ def set_identity(dataset: LabelledSet) -> str:
     for values in (dataset.keys, dataset.labels, dataset.groups):
         digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
+
+
+def reported_of(cell: Json, num_samples: int) -> np.ndarray:
+    """Numbers of the samples that a probe's cell reports."""
+    return np.arange(num_samples) if cell["reported"] is None else np.array(cell["reported"])
+
+
+def _parts(dataset: LabelledSet, cfg: ProbeConfig) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Numbers of the samples that are fitted, and of those that are reported: of every fold."""
+    folds = fold_of_each(dataset.labels, dataset.groups, cfg)
+    return [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(cfg.folds)]
 
 
 def _probe_cell(result: ProbeResult) -> Json:

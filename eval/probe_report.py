@@ -5,6 +5,7 @@ import base64
 from eval.cells import Json
 from eval.probe_figures import confusions_png, few_shot_png, intervals_png, robustness_png
 from eval.probe_tables import Rows, big_rows, collapsed, pair_rows, score_rows, verdict
+from eval.robustness import relative_drop
 from sharding.page import Figure, Section, render_page
 
 Pictures = dict[str, dict[str, Json]]  # set, encoder, kind: PNG as base64
@@ -113,7 +114,7 @@ def _curves(one: Json) -> list[Section]:
 
 def relative_drops(cell: Json) -> dict[str, list[float]]:
     """By kind, the share of the clean macro F1 that is lost at each severity."""
-    return {kind: [1 - value / cell["clean"] for value in values] for kind, values in cell["degraded"].items()}
+    return {kind: [relative_drop(cell["clean"], one) for one in values] for kind, values in cell["degraded"].items()}
 
 
 def _measures(by_encoder: dict[str, Json]) -> Rows:

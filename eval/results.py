@@ -169,5 +169,4 @@ def _confusion(labels: np.ndarray, probabilities: np.ndarray) -> list[list[int]]
 
 def _reported(facts: Json, cell: Json) -> np.ndarray:
     """Numbers of the samples that count."""
-    everyone = list(range(len(facts["labels"])))
-    return np.array(everyone if cell["reported"] is None else cell["reported"])
+    return np.arange(len(facts["labels"])) if cell["reported"] is None else np.array(cell["reported"])

@@ -113,6 +113,7 @@ def _add_probe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add("--size", type=int, help="side of the frames in pixels (224; with RUN that of its student)")
     add("--frames", type=int, default=4, help="evenly spaced, of a cine (%(default)s)")
     add("--folds", type=int, default=5, help="by group, where a set has no splits (%(default)s)")
+    add("--robustness", action="store_true", help="also on degraded frames: 18 more passes per encoder and set")
     add("--no-frames", action="store_true", help="no pictures of frames in report.html")
     probe.set_defaults(command=_probe)
 
@@ -256,7 +257,7 @@ def _comparison(args: argparse.Namespace) -> "tuple[ComparisonConfig, Path]":
     else:
         raise InputError("give RUN and --data SET, or --encoders A,B --sets X,Y --out DIR")
     changed = {"protocols": parse_protocols(args.protocol), "pooling": args.pooling}
-    changed |= {"pictures": not args.no_frames, "frames_per_recording": args.frames}
+    changed |= {"robustness": args.robustness, "pictures": not args.no_frames, "frames_per_recording": args.frames}
     return replace(cfg, **changed, **({"size": args.size} if args.size else {})), out
 
 

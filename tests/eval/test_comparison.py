@@ -24,6 +24,7 @@ from eval.probe import ProbeConfig
 from eval.probe_tables import probe_tables
 from eval.report import write_run_report
 from eval.results import MAJORITY
+from eval.robustness import KINDS
 from sharding.recording import InputError
 from sharding.sources.synthetic_files import write_demo_set
 from tests.conftest import ROOT
@@ -165,7 +166,13 @@ def finished(small: ComparisonConfig, tmp_path_factory: pytest.TempPathFactory) 
 def test_the_page_is_one_file_with_every_part(finished: Path, small: ComparisonConfig) -> None:
     text = (finished / "report.html").read_text()
     assert "http" not in text
-    for part in ("Did the student beat its teacher?", "All sets, protocol fair", "one: scores, fair", "two: frames"):
+    for part in (
+        "Did the student beat its teacher?",
+        "All sets, protocol fair",
+        "one: scores, fair",
+        "one: label-free",
+        "two: frames",
+    ):
         assert part in text
     results = json.loads((finished / "results.json").read_text())
     assert [one["name"] for one in results["sets"]] == ["one", "two"]
@@ -191,6 +198,27 @@ def test_without_frames_the_page_has_none(finished: Path, small: ComparisonConfi
     assert "one: frames" not in (finished / "report.html").read_text()
     compare(small, finished, record=False)
     assert files_of(finished) == before
+
+
+def test_degraded_frames_are_scored_by_probes_of_clean_ones(small: ComparisonConfig, tmp_path: Path) -> None:
+    cfg = replace(small, encoders=("pixels",), sets=small.sets[:1], size=32, pictures=False, robustness=True)
+    [one] = compare(cfg, tmp_path, record=False)["sets"]
+    cell = one["robustness"]["pixels"]
+    [row] = [row for row in one["tables"]["fair"]["rows"] if row["encoder"] == "pixels"]
+    assert cell["clean"] == row["scores"]["macro_f1"]["value"]
+    assert set(cell["degraded"]) == set(KINDS)
+    assert all(len(values) == 3 and all(0 <= value <= 1 for value in values) for values in cell["degraded"].values())
+    assert "one: robustness" in (tmp_path / "report.html").read_text()
+
+
+def test_frames_that_are_not_degraded_score_as_the_clean_ones(
+    small: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison_cells, "degrade", lambda squares, *_: squares)
+    cfg = replace(small, encoders=("pixels",), sets=small.sets[:1], size=32, pictures=False, robustness=True)
+    [one] = compare(cfg, tmp_path, record=False)["sets"]
+    cell = one["robustness"]["pixels"]
+    assert all(values == pytest.approx([cell["clean"]] * 3) for values in cell["degraded"].values())
 
 
 @pytest.mark.parametrize(
