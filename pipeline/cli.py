@@ -230,11 +230,11 @@ def _pretrain(args: argparse.Namespace) -> int:
 
 
 def _probe(args: argparse.Namespace) -> int:
+    cfg, out = _comparison(args)
     from eval.comparison import compare
     from eval.probe_tables import probe_tables
     from pipeline.show import print_tables
 
-    cfg, out = _comparison(args)
     print_tables(probe_tables(compare(cfg, out)))
     print(f"results: {out / 'results.json'}\ntables:  {out / 'table.md'}, table.tex\nreport:  {out / 'report.html'}")
     print("next:    make review   (this comparison and its runs in MLflow)")
@@ -243,21 +243,20 @@ def _probe(args: argparse.Namespace) -> int:
 
 def _comparison(args: argparse.Namespace) -> "tuple[ComparisonConfig, Path]":
     """Of RUN and --data, or of --encoders, --sets and --out."""
+    is_run, is_list = bool(args.run and args.data), bool(args.encoders and args.sets and args.out)
+    if is_run == is_list or (is_run and (args.encoders or args.sets)) or (is_list and (args.run or args.data)):
+        raise InputError("give RUN and --data SET, or --encoders A,B --sets X,Y --out DIR")
     from eval.comparison import ComparisonConfig, config_of_run, parse_protocols
     from eval.probe import ProbeConfig
 
-    of_run, of_others = (args.run, args.data), (args.encoders, args.sets, args.out)
-    probe = ProbeConfig(folds=args.folds)
-    if all(of_run) and not any(of_others[:2]):
+    probe, out = ProbeConfig(folds=args.folds), args.out
+    if is_run:
         cfg = config_of_run(args.run, args.data, probe)
-        out = args.out or args.run / "probe" / Path(args.data.rpartition("=")[2]).resolve().name
-    elif all(of_others) and not any(of_run):
-        cfg = ComparisonConfig(tuple(args.encoders.split(",")), tuple(args.sets.split(",")), probe=probe)
-        out = args.out
+        out = out or args.run / "probe" / Path(args.data.rpartition("=")[2]).resolve().name
     else:
-        raise InputError("give RUN and --data SET, or --encoders A,B --sets X,Y --out DIR")
-    changed = {"protocols": parse_protocols(args.protocol), "pooling": args.pooling}
-    changed |= {"robustness": args.robustness, "pictures": not args.no_frames, "frames_per_recording": args.frames}
+        cfg = ComparisonConfig(tuple(args.encoders.split(",")), tuple(args.sets.split(",")), probe=probe)
+    changed = {"protocols": parse_protocols(args.protocol), "pooling": args.pooling, "robustness": args.robustness}
+    changed |= {"pictures": not args.no_frames, "frames_per_recording": args.frames}
     return replace(cfg, **changed, **({"size": args.size} if args.size else {})), out
 
 

@@ -16,7 +16,7 @@ import torch
 
 from deploy.export import export_encoder
 from eval import comparison_cells
-from eval.comparison import ComparisonConfig, compare, config_of_run
+from eval.comparison import ComparisonConfig, compare, config_of_run, parse_protocols
 from eval.datasets import load_labelled_set
 from eval.encoders import of_student
 from eval.features import pooled
@@ -234,6 +234,12 @@ def test_what_cannot_be_compared_is_named(
 ) -> None:
     with pytest.raises(InputError, match=message):
         compare(ComparisonConfig(encoders, sets), tmp_path, record=False)
+
+
+def test_an_unknown_protocol_is_named() -> None:
+    assert parse_protocols("fair") == ("fair",)
+    with pytest.raises(InputError, match="protocol best: is none of fair"):
+        parse_protocols("fair,best")
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
