@@ -63,6 +63,14 @@ def test_each_fold_is_one_ridge_regression_on_the_others() -> None:
     assert result.predictions[~train] == pytest.approx(model.predict(scaler.transform(features[~train])))
 
 
+def test_the_strength_is_chosen_on_groups_that_were_not_fitted() -> None:
+    groups = np.repeat(np.arange(24), 4)
+    draws = np.random.default_rng(4)
+    who = draws.standard_normal((24, 40))[groups]  # tells patients apart and says nothing of the target
+    result = ridge_probe(who, draws.standard_normal(24)[groups], groups, CFG)
+    assert min(result.strengths) >= 1  # folds by sample would choose the lowest
+
+
 def test_scores_are_those_of_scikit_learn_in_every_resample() -> None:
     _, targets, groups = linear(num_groups=8)
     predictions = targets + np.random.default_rng(3).standard_normal(len(targets))
