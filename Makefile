@@ -8,7 +8,7 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui bench-step bench-probe bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture
+.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -76,9 +76,6 @@ bench-remote: setup  ## after make bench-stream: from S3 over a slow and faulty 
 
 bench-step: setup  ## the step beside a plain-PyTorch I-JEPA on this CPU, masks, DeepSpeed's share; exit code 1 below a gate
 	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.bench.step
-
-bench-probe: setup  ## the fair probe beside the paper's and a cold scikit-learn loop; exit code 1 below a gate
-	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.bench.probe
 
 bench-gpu: setup  ## ViT-S, B and L on a CUDA device: speed, memory, compiled, side stream, syncs, fp8, profile
 	$(BIN)/python -m pipeline.bench.gpu

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Plot
 
 from eval.datasets import LabelledSet
 from eval.encoders import FrozenEncoder
-from eval.probe_figures import png, smaller
+from eval.probe_figures import png
 from sharding.report import grid_png
 
 NUM_FRAMES = 6
@@ -34,7 +34,7 @@ def patches_png(encoder: FrozenEncoder, dataset: LabelledSet) -> bytes:
     colours = _components(patches, inside).reshape(len(chosen), side, side, 3)
     frames = [_tile(cv2.cvtColor(square[0], cv2.COLOR_GRAY2BGR)) for square in dataset.squares[chosen]]
     maps = [_tile((255 * one[..., ::-1]).astype(np.uint8)) for one in colours]
-    return smaller(grid_png(frames + maps, len(frames)))
+    return grid_png(frames + maps, len(frames))
 
 
 def neighbours_png(features: np.ndarray, dataset: LabelledSet) -> bytes:
