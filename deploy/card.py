@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from eval.stage import ProbeTable
+from eval.probe_tables import ProbeTable
 from sharding.manifest import MANIFEST, load_manifest
 from sharding.recording import InputError
 from sharding.store import Store
@@ -110,6 +110,6 @@ def _bullets(facts: dict[str, Any]) -> str:
 
 
 def _probe_text(table: ProbeTable) -> str:
-    header, *rows = table.rows()
+    header, *rows = table.rows
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ("---",) * len(header), *rows)]
-    return f"Linear probe on {table.dataset.name}. {table.verdict()}\n\n" + "\n".join(lines)
+    return f"Linear probe on {table.name}. {table.verdict}\n\n" + "\n".join(lines)

@@ -22,7 +22,7 @@ import torch
 
 from deploy.card import model_card
 from deploy.embedder import Embedder
-from eval.stage import ProbeTable
+from eval.probe_tables import ProbeTable
 from sharding.recording import InputError
 from train.config_file import load_config
 from train.vit import load_encoder

@@ -48,6 +48,11 @@ class LabelledSet:
         return digest.hexdigest()
 
 
+def load_set(spec: str, size: int, frames_per_recording: int = 4) -> LabelledSet:
+    """Read the set that a spec names; see load_labelled_set."""
+    return load_labelled_set(Path(spec), size, frames_per_recording)
+
+
 def load_labelled_set(folder: Path, size: int, frames_per_recording: int) -> LabelledSet:
     """Read all recordings that labels.csv lists below a folder.
 

@@ -61,6 +61,7 @@ class PairedDifference:
         mean: mean difference over the resamples.
         interval: 95 % interval of the difference.
         excludes_zero: whether the interval lies on one side of 0.
+        p_value: two-sided, of no difference: twice the smaller share of resamples on one side of 0, ends included.
 
     """
 
@@ -68,6 +69,7 @@ class PairedDifference:
     mean: float
     interval: Interval
     excludes_zero: bool
+    p_value: float
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,18 @@ class Bootstrap:
         observed = getattr(self.observed[first], metric) - getattr(self.observed[second], metric)
         interval = _interval(difference)
         excludes_zero = interval.low > 0 or interval.high < 0
-        return PairedDifference(observed, float(difference.mean()), interval, excludes_zero)
+        sides = min((difference <= 0).sum(), (difference >= 0).sum())
+        p_value = min(1.0, 2 * float(sides + 1) / (len(difference) + 1))  # + 1: no p-value of 0 from B resamples
+        return PairedDifference(observed, float(difference.mean()), interval, excludes_zero, p_value)
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """p-values of one family (n,), corrected by Holm's step-down procedure (Holm 1979), in their order."""
+    order = np.argsort(p_values)
+    steps = p_values[order] * np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return corrected
 
 
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> Scores:
