@@ -8,7 +8,7 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui bench-embed bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture
+.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui bench-embed bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture slurm-test
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -110,3 +110,9 @@ build/bench-venv/.ready: pipeline/bench/requirements.txt .venv/.ready
 bench-stream: build/bench-venv/.ready  ## the stream beside webdataset, litdata and mosaic streaming, on the same samples
 	$(BIN)/python -m pipeline.bench.order
 	build/bench-venv/bin/python -m pipeline.bench.stream
+
+APT_GET := apt-get install --yes --no-install-recommends
+
+slurm-test: setup  ## as root on Debian: installs Slurm, runs deploy/slurm end to end on this machine
+	command -v slurmctld munged || $(APT_GET) slurmctld slurmd slurm-client munge
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/deploy/test_slurm.py

@@ -3,7 +3,7 @@
 #   SRC=/data/scans OUT=/scratch/shards CONFIG=train/configs/vit_base.yaml RUN=/scratch/run DATA=/data/labelled \
 #       deploy/slurm/submit.sh [section.key=value ...]
 # TEACHER_CONFIG=train/configs/salt_stage1.yaml pretrains a teacher first, in RUN-teacher, with the same overrides.
-# SLICES: of the sharding array (64). SHARDS_ARGS: options of `us-jepa shards`, such as "--public".
+# SLICES: of the sharding array (64). SHARDS_ARGS, PROBE_ARGS: options of us-jepa, such as "--pixels public".
 # SHARDS_SBATCH, PRETRAIN_SBATCH, PROBE_SBATCH: options of sbatch, such as "--nodes=4". For all jobs alike, sbatch reads
 # SBATCH_ACCOUNT, SBATCH_PARTITION and so on. BIN: of the virtual environment, on every node (.venv/bin).
 # Prints a line per job: its name and number.
@@ -20,6 +20,7 @@ done
 CONFIG=$(realpath "$CONFIG") RUN=$(realpath -m "$RUN") DATA=$(realpath "$DATA")
 cd "$(dirname "$0")/../.." # where jobs run, and the packages are
 read -ra shards_args <<<"${SHARDS_ARGS-}"
+read -ra probe_args <<<"${PROBE_ARGS-}"
 read -ra shards_sbatch <<<"${SHARDS_SBATCH-}"
 read -ra pretrain_sbatch <<<"${PRETRAIN_SBATCH-}"
 read -ra probe_sbatch <<<"${PROBE_SBATCH-}"
@@ -44,4 +45,5 @@ if [[ -n ${TEACHER_CONFIG-} ]]; then
 fi
 submit pretrain "afterok:$last" "${pretrain_sbatch[@]}" deploy/slurm/pretrain.sbatch \
     --config "$CONFIG" "${data[@]}" "run.dir=$RUN"
-submit probe "afterok:$last" "${probe_sbatch[@]}" deploy/slurm/probe.sbatch "$RUN" --data "$DATA"
+submit probe "afterok:$last" "${probe_sbatch[@]}" deploy/slurm/probe.sbatch "$RUN" --data "$DATA" \
+    "${probe_args[@]}"

@@ -45,7 +45,7 @@ def submit(slurm: Slurm, folder: Path, config: Path, *overrides: str) -> dict[st
         **{name: str(place) for name, place in places.items()}, DATA=str(folder / "scans"),
         **{f"{name}_SBATCH": CPU_ONLY + more for name, more in options.items()},
         SBATCH_OUTPUT=str(folder / "%x-%A-%a.log"), SLICES=str(SLICES), SHARDS_ARGS="--max-frames 4 --val-share 0.1",
-        US_JEPA_KEY_FILE=str(folder / "key"), BIN=BIN,
+        PROBE_ARGS="--folds 3 --no-frames", US_JEPA_KEY_FILE=str(folder / "key"), BIN=BIN,
     )  # fmt: skip
     return dict(line.split() for line in said.splitlines())
 
