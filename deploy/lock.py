@@ -1,7 +1,7 @@
 """`python -m deploy.lock > deploy/requirements.lock`: pins of everything that an image needs, from this environment.
 
-What was tested is what is deployed. torch is pinned without its local version: the CPU image takes the same release from
-another index. The libraries of CUDA are not in the list: each torch release names the ones that it needs.
+What was tested is what is deployed. torch is pinned without its local version: the CPU image takes the same release
+from another index. The libraries of CUDA are not in the list: each torch release names the ones that it needs.
 """
 
 import re

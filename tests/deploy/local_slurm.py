@@ -1,4 +1,4 @@
-"""A Slurm of one node from the distribution's packages, as root and without touching /etc: its files are in a folder."""
+"""A Slurm of one node from the packages of the distribution, as root; /etc stays as it is: all files are in a folder."""
 
 import os
 import secrets
