@@ -8,7 +8,7 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui bench-embed bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture slurm-test
+.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui bench-embed bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture slurm-test deploy-check
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -116,3 +116,10 @@ APT_GET := apt-get install --yes --no-install-recommends
 slurm-test: setup  ## as root on Debian: installs Slurm, runs deploy/slurm end to end on this machine
 	command -v slurmctld munged || $(APT_GET) slurmctld slurmd slurm-client munge
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/deploy/test_slurm.py
+
+.venv/.deploy-check: .venv/.ready
+	$(BIN)/pip install --quiet -e ".[deploy-check]"
+	touch $@
+
+deploy-check: .venv/.deploy-check  ## every file of deploy/ against the schema or linter of what will read it
+	$(BIN)/python -m deploy.check

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 _PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
-_NOT_DEPLOYED = ("test", "dev", "learn")
+_NOT_DEPLOYED = ("test", "dev", "learn", "deploy-check")
 
 
 def pins() -> list[str]:
