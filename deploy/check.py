@@ -1,6 +1,6 @@
 """`make deploy-check`: every file of deploy/ against the schema or the linter of what will read it.
 
-A check whose tool is not installed is skipped, and said to be; `pip install us-jepa[deploy-check]` brings all but kubectl.
+A check whose tool is not installed is skipped, and said to be; the extra `deploy-check` brings all but kubectl.
 """
 
 import os
@@ -71,7 +71,7 @@ def _check_built(name: str, overlay: Path) -> Iterator[Finding]:
 
 
 def check_trainer(what: str, document: dict[str, Any]) -> Finding:
-    """A TrainJob or TrainingRuntime against the models that Kubeflow Trainer publishes of its API, unknown keys refused."""
+    """A TrainJob or TrainingRuntime against the models that Kubeflow Trainer publishes of its API; no unknown keys."""
     try:
         from jsonschema import Draft202012Validator  # noqa: PLC0415 - both are installed for this check alone
         from kubeflow_trainer_api import models  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""A Slurm of one node from the packages of the distribution, as root; /etc stays as it is: all files are in a folder."""
+"""A Slurm of one node from the packages of the distribution, as root; all of its files are in one folder."""
 
 import os
 import secrets

@@ -57,6 +57,7 @@ def test_a_tool_that_complains_fails_the_check(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(check, "check_all", lambda: iter([check.Finding("a"), bad]))
     assert check.main(lambda finding: said.append(str(finding))) == 1
     assert said[0] == "a: ok"
-    assert said[1].startswith("list: FAILED\n  ls: cannot access '/no/such/place'")
+    assert said[1].startswith("list: FAILED\n  ")
+    assert "cannot access '/no/such/place'" in said[1]
     monkeypatch.setattr(check, "check_all", lambda: iter([check.Finding("a", skipped="because")]))
     assert check.main(said.append) == 0

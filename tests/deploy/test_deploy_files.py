@@ -54,7 +54,9 @@ def commands_of_script(path: Path) -> list[list[str]]:
     """Words from us-jepa or pretrain.py on; comments, where `submit.sh` and others say how they are called, count."""
     text = path.read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if re.search(r"us-jepa\"? (shards|verify|probe|pretrain)\b", line)]
-    found = [re.sub(r'^.*?us-jepa"? ', "us-jepa ", line) for line in lines if "`" not in line and "[options" not in line]
+    found = [
+        re.sub(r'^.*?us-jepa"? ', "us-jepa ", line) for line in lines if "`" not in line and "[options" not in line
+    ]
     return [shlex.split(line.partition(">")[0].rstrip(";&| ")) for line in found]
 
 
@@ -170,7 +172,9 @@ def test_the_lock_file_pins_what_pyproject_asks_for() -> None:
     assert len(lines) > 100
 
 
-SBATCH = '#!/bin/bash\nn=$(($(cat "$LOG.n" 2>/dev/null || echo 0) + 1))\necho $n > "$LOG.n"\necho "$@" >> "$LOG"\necho $n\n'
+SBATCH = (
+    '#!/bin/bash\nn=$(($(cat "$LOG.n" 2>/dev/null || echo 0) + 1))\necho $n > "$LOG.n"\necho "$@" >> "$LOG"\necho $n\n'
+)
 
 
 def submit(tmp_path: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -183,13 +187,25 @@ def submit(tmp_path: Path, *overrides: str, **environment: str) -> subprocess.Co
     return subprocess.run(command, env=path | environment, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-CHAIN = {"SRC": "tests", "OUT": "s3://bucket/shards", "CONFIG": "train/configs/vit_tiny.yaml", "RUN": "run", "DATA": "tests"}
+CHAIN = {
+    "SRC": "tests",
+    "OUT": "s3://bucket/shards",
+    "CONFIG": "train/configs/vit_tiny.yaml",
+    "RUN": "run",
+    "DATA": "tests",
+}
 
 
 def test_each_job_of_the_chain_waits_for_the_one_before(tmp_path: Path) -> None:
-    more = {"TEACHER_CONFIG": "train/configs/salt_stage1.yaml", "SLICES": "8", "PRETRAIN_SBATCH": "--nodes=4 --exclusive"}
+    more = {
+        "TEACHER_CONFIG": "train/configs/salt_stage1.yaml",
+        "SLICES": "8",
+        "PRETRAIN_SBATCH": "--nodes=4 --exclusive",
+    }
     done = submit(tmp_path, "optim.lr=1", **CHAIN, **more)
-    assert done.stdout.split() == ["shards", "1", "merge", "2", "teacher", "3", "pretrain", "4", "probe", "5"], done.stderr
+    assert done.stdout.split() == ["shards", "1", "merge", "2", "teacher", "3", "pretrain", "4", "probe", "5"], (
+        done.stderr
+    )
     shards, merge, teacher, student, probe = (tmp_path / "log").read_text().splitlines()
     assert "--array=0-7 deploy/slurm/shards.sbatch" in shards
     assert "--dependency" not in shards
