@@ -8,7 +8,7 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui bench-embed bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture slurm-test deploy-check
+.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui bench-embed bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture slurm-test deploy-check stack
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -123,3 +123,7 @@ slurm-test: setup  ## as root on Debian: installs Slurm, runs deploy/slurm end t
 
 deploy-check: .venv/.deploy-check  ## every file of deploy/ against the schema or linter of what will read it
 	$(BIN)/python -m deploy.check
+
+stack: setup  ## MLflow with accounts on PostgreSQL and S3, without Docker, until Ctrl-C
+	ls /usr/lib/postgresql/*/bin/initdb || $(APT_GET) postgresql
+	$(BIN)/python -m deploy.stack

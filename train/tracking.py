@@ -131,10 +131,10 @@ def external_model(client: MlflowClient, experiment: str, name: str, identity: s
 
 
 def git_commit() -> str:
-    """Commit of the code, `unknown` outside a checkout; `-dirty` when files differ from it."""
+    """Commit of the code; `-dirty` when files differ from it. Outside a checkout what the image says, or `unknown`."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+    return done.stdout.strip() if done.returncode == 0 else os.environ.get("US_JEPA_COMMIT", "unknown")
 
 
 class Tracker:
