@@ -1,6 +1,6 @@
-"""`make stack`: MLflow with accounts on PostgreSQL and S3, as deploy/ runs it, without Docker; to try it, and for tests.
+"""`make stack`: MLflow with accounts on PostgreSQL and S3, as deploy/ runs it, but without Docker.
 
-PostgreSQL is the distribution's; the S3 store is moto's, which keeps everything in memory. All of it is gone at the end.
+To try it, and for tests: the S3 store is moto's, which keeps everything in memory, and all of it is gone at the end.
 """
 
 import os
@@ -159,7 +159,9 @@ def _answers(url: str) -> bool:
 def main() -> None:
     """Start the stack, say how it is used, and end it on SIGTERM or Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="us-jepa-stack-", dir="/tmp") as name:  # noqa: S108 - open to the database
+    with tempfile.TemporaryDirectory(
+        prefix="us-jepa-stack-", dir="/tmp"
+    ) as name:  # $TMPDIR may be closed to the database
         Path(name).chmod(0o755)
         stack = Stack(Path(name))
         try:

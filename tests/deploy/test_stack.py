@@ -33,9 +33,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     for place in (folder, *folder.parents):
         place.chmod(place.stat().st_mode | 0o011)  # the account of the database passes through
     made = Stack(folder)
-    made.start()
-    yield made
-    made.stop()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
 
 
 def status(url: str, **headers: str) -> int:
