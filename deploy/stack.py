@@ -72,9 +72,10 @@ class Stack:
         self._end("database", signal.SIGQUIT)
 
     def stop(self) -> None:
-        """End what runs, the last one first."""
-        for name in reversed(list(self._processes)):
-            self._end(name, signal.SIGTERM)
+        """End what runs: clients before what they need."""
+        for name in ("mlflow", "s3", "database"):
+            if name in self._processes:  # PostgreSQL waits for its clients after SIGTERM, not after SIGINT
+                self._end(name, signal.SIGINT if name == "database" else signal.SIGTERM)
 
     def _make_database(self) -> None:
         data, secret = self._folder / "database", self._folder / "password"

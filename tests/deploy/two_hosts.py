@@ -22,6 +22,8 @@ IdentityFile {folder}/key
 UserKnownHostsFile {folder}/known
 StrictHostKeyChecking accept-new
 ConnectTimeout 5
+ServerAliveInterval 10
+ServerAliveCountMax 3
 LogLevel ERROR
 """
 
