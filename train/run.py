@@ -34,8 +34,8 @@ class LostRankError(Exception):
 
     def __init__(self, cause: RuntimeError) -> None:
         super().__init__(
-            f"rank {os.environ['RANK']}: has lost another rank ({str(cause).partition(chr(10))[0][:200]}); see what the "
-            "others said first, and the network between hosts. The same command goes on from the last checkpoint"
+            f"rank {os.environ['RANK']}: has lost another rank ({str(cause).partition(chr(10))[0][:200]}); see what "
+            "the others said first, and the network between hosts. The same command goes on from the last checkpoint"
         )
 
 

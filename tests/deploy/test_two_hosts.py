@@ -1,11 +1,12 @@
 """`deepspeed --hostfile` over ssh between two hosts, and what is left when the cable between them is pulled."""
 
-import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -30,6 +31,15 @@ def hosts(tmp_path: Path) -> Iterator[TwoHosts]:
         made.close()
 
 
+def commands_on(hosts: TwoHosts, host: int) -> list[str]:
+    """Of launcher and rank, where they still run."""
+    lines = []
+    for pid in hosts.pids(host):
+        with suppress(psutil.NoSuchProcess):
+            lines.append(" ".join(psutil.Process(pid).cmdline()))
+    return [line for line in lines if "pretrain.py" in line]
+
+
 @pytest.mark.slow
 def test_a_cut_cable_ends_both_hosts_and_the_same_command_goes_on(
     hosts: TwoHosts, shards: Path, tmp_path: Path
@@ -51,8 +61,8 @@ def test_a_cut_cable_ends_both_hosts_and_the_same_command_goes_on(
     began = time.monotonic()
     said = process.communicate(timeout=60 * TIMEOUT + 120)[0]
     assert process.returncode not in (0, 2, 75), said[-3000:]
-    while hosts.pids(1):
-        assert time.monotonic() < began + 60 * TIMEOUT + 120, "host b does not notice"
+    while left := commands_on(hosts, 1):  # sshd keeps what it has started for longer, and that is its own affair
+        assert time.monotonic() < began + 60 * TIMEOUT + 120, left
         time.sleep(0.5)
     print(f"\nboth ended {time.monotonic() - began:.0f} s after the cut; the timeout is {60 * TIMEOUT} s")
     assert said.count(f"{ADDRESSES[0]}: pretrain: rank 0: has lost another rank") == 1, said[-3000:]
@@ -67,7 +77,6 @@ def test_a_cut_cable_ends_both_hosts_and_the_same_command_goes_on(
     assert process.returncode == 0, said[-3000:]
     assert len(losses(run_dir)) == STEPS
     assert (run_dir / "encoder" / "model.safetensors").exists()
-    shutil.rmtree(run_dir / "checkpoints")
 
 
 def test_only_errors_of_the_network_are_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
