@@ -8,7 +8,7 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui bench-embed bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture slurm-test deploy-check stack
+.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui bench-embed bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture slurm-test deploy-check stack image-test
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -127,3 +127,7 @@ deploy-check: .venv/.deploy-check  ## every file of deploy/ against the schema o
 stack: setup  ## MLflow with accounts on PostgreSQL and S3, without Docker, until Ctrl-C
 	ls /usr/lib/postgresql/*/bin/initdb || $(APT_GET) postgresql
 	$(BIN)/python -m deploy.stack
+
+image-test:  ## as root on Debian 12: builds the CPU image without Docker, runs the demo in it
+	command -v buildah debootstrap || $(APT_GET) buildah debootstrap crun golang-github-containers-common
+	tests/deploy/image_test.sh

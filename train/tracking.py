@@ -7,6 +7,7 @@ import logging
 import os
 import queue
 import re
+import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -131,10 +132,16 @@ def external_model(client: MlflowClient, experiment: str, name: str, identity: s
 
 
 def git_commit() -> str:
-    """Commit of the code; `-dirty` when files differ from it. Outside a checkout what the image says, or `unknown`."""
+    """Commit of the code: what the image says ($US_JEPA_COMMIT), else of the checkout, with `-dirty` when files differ.
+
+    `unknown` where there is neither, or no git.
+    """
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    said = os.environ.get("US_JEPA_COMMIT", "")
+    if said or shutil.which("git") is None:
+        return said or "unknown"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else os.environ.get("US_JEPA_COMMIT", "unknown")
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
 class Tracker:
