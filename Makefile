@@ -114,7 +114,7 @@ bench-stream: build/bench-venv/.ready  ## the stream beside webdataset, litdata 
 APT_GET := apt-get install --yes --no-install-recommends
 
 slurm-test: setup  ## as root on Debian: installs Slurm, runs deploy/slurm end to end on this machine
-	command -v slurmctld munged || $(APT_GET) slurmctld slurmd slurm-client munge
+	(command -v slurmctld && command -v munged) || $(APT_GET) slurmctld slurmd slurm-client munge
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/deploy/test_slurm.py
 
 .venv/.deploy-check: .venv/.ready
@@ -129,5 +129,5 @@ stack: setup  ## MLflow with accounts on PostgreSQL and S3, without Docker, unti
 	$(BIN)/python -m deploy.stack
 
 image-test:  ## as root on Debian 12: builds the CPU image without Docker, runs the demo in it
-	command -v buildah debootstrap || $(APT_GET) buildah debootstrap crun golang-github-containers-common
+	(command -v buildah && command -v debootstrap) || $(APT_GET) buildah debootstrap crun golang-github-containers-common
 	tests/deploy/image_test.sh
