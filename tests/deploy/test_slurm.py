@@ -38,7 +38,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 def submit(slurm: Slurm, folder: Path, config: Path, *overrides: str) -> dict[str, str]:
     """Submit the chain; returns the number of each job."""
-    places = {"SRC": folder / "scans", "OUT": folder / "shards", "CONFIG": config, "RUN": folder / "run"}
+    places = {"SRC": folder / "scans", "OUT": folder / "shards", "CONFIG": config, "RUN": folder / config.stem}
     options = {"SHARDS": "", "PRETRAIN": " --ntasks-per-node=2", "PROBE": ""}
     said = slurm.say(
         str(ROOT / "deploy/slurm/submit.sh"), *overrides,
