@@ -71,13 +71,14 @@ def test_the_chain_runs_and_a_requeue_resumes_the_same_run(slurm: Slurm, folder:
     first = json.loads((folder / "run" / "run.json").read_text())
     slurm.say("scancel", "--signal=USR1", "--batch", jobs["pretrain"])  # as --signal=B:USR1@300 does before the limit
     deadline = time.monotonic() + 60
-    while slurm.jobs(jobs["pretrain"])[0]["Restarts"] != "1":
+    while (job := slurm.jobs(jobs["pretrain"])[0])["Restarts"] != "1" or job["JobState"] != "PENDING":
         assert time.monotonic() < deadline, slurm.output(jobs["pretrain"])
         time.sleep(0.2)
     done = len(losses(folder / "run"))
     assert 0 < done < STEPS
     assert (folder / "run" / "checkpoints" / f"step-{done:08d}.safetensors").exists()  # no step is lost
-    slurm.say("scontrol", "update", f"JobId={jobs['pretrain']}", "StartTime=now")  # Slurm would wait for two minutes
+    time.sleep(5)  # a job that starts in the second in which it was stopped has no valid credential; Slurm waits 120
+    slurm.say("scontrol", "update", f"JobId={jobs['pretrain']}", "StartTime=now")
     slurm.wait(jobs["pretrain"])
     said = slurm.output(jobs["pretrain"])
     assert said.count(f"asked to stop, saved after step {done - 1}") == 1, said
