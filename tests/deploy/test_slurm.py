@@ -110,7 +110,7 @@ def test_dask_inside_a_job_makes_the_same_shards_as_the_array(slurm: Slurm, fold
 
 
 def test_what_fails_ends_the_chain(slurm: Slurm, folder: Path) -> None:
-    config = write_config(folder, "wrong", folder / "unused", "optim.batch=7")  # not divisible
+    config = write_config(folder, "wrong", folder / "unused", "masks.context_tokens=500")  # of 16 patches
     jobs = submit(slurm, folder, config)
     slurm.wait(jobs["merge"])
     deadline = time.monotonic() + 120
