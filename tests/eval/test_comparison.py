@@ -96,7 +96,10 @@ def test_the_set_has_the_labels_of_its_file(labelled: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("path,label\na.png,x\n", "no column group"), ("path,label,group\na.png,x,1\n", "no file a.png")],
+    [
+        ("path,label\na.png,x\n", "no column group"),
+        ("path,label,group\na.png,x,1\n", r"names a\.png, but there is no file"),
+    ],
 )
 def test_a_broken_labels_file_is_named(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(content)
