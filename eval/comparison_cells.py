@@ -17,6 +17,7 @@ from eval.datasets import LabelledSet
 from eval.encoders import FrozenEncoder, open_encoder
 from eval.features import Pooling, extract, pooled
 from eval.label_free import label_free
+from eval.leaks import find_leaks
 from eval.metrics import scores
 from eval.probe import (
     ProbeConfig,
@@ -161,7 +162,7 @@ def set_cell(dataset: LabelledSet, out: Path) -> Json:
             "labels": dataset.labels.tolist(),
             "groups": np.unique(dataset.groups, return_inverse=True)[1].tolist(),
             "num_refused": dataset.num_refused,
-            "remarks": [],
+            "remarks": find_leaks(dataset).lines(),
         }
 
     key = {"kind": "set", "version": _VERSION, "set": set_identity(dataset), "refused": dataset.num_refused}

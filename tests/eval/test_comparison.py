@@ -17,7 +17,7 @@ import torch
 from deploy.export import export_encoder
 from eval import comparison_cells
 from eval.comparison import ComparisonConfig, compare, config_of_run, parse_protocols
-from eval.datasets import load_labelled_set
+from eval.datasets import load_set
 from eval.encoders import of_student
 from eval.features import pooled
 from eval.probe import ProbeConfig
@@ -86,7 +86,7 @@ def run_dir(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_set_has_the_labels_of_its_file(labelled: Path) -> None:
-    made = load_labelled_set(labelled, size=48, frames_per_recording=2)
+    made = load_set(str(labelled), size=48, frames_per_recording=2)
     assert made.squares.shape == (48, 2, 48, 48)
     assert made.classes == ("tissue_0", "tissue_1", "tissue_2")
     assert len(set(made.groups)) == 12
@@ -96,12 +96,15 @@ def test_the_set_has_the_labels_of_its_file(labelled: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("path,label\na.png,x\n", "no column group"), ("path,label,group\na.png,x,1\n", "no file a.png")],
+    [
+        ("path,label\na.png,x\n", "no column group"),
+        ("path,label,group\na.png,x,1\n", r"names a\.png, but there is no file"),
+    ],
 )
 def test_a_broken_labels_file_is_named(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(content)
     with pytest.raises(InputError, match=message):
-        load_labelled_set(tmp_path, size=32, frames_per_recording=1)
+        load_set(str(tmp_path), size=32, frames_per_recording=1)
 
 
 def test_features_average_the_patches_inside_the_region_only() -> None:
