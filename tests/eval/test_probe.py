@@ -110,14 +110,6 @@ def test_probabilities_equal_a_plain_fit_on_standardised_features(num_classes: i
         np.testing.assert_allclose(result.probabilities[~train], plain, atol=1e-5)
 
 
-def test_both_solvers_find_the_same_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, labels, groups = drawn_case(4, num_classes=3)
-    newton = linear_probe(features, labels, groups, ONE_STRENGTH)
-    monkeypatch.setattr("eval.probe.NEWTON_PARAMETERS", 0)
-    quasi_newton = linear_probe(features, labels, groups, ONE_STRENGTH)
-    np.testing.assert_allclose(quasi_newton.probabilities, newton.probabilities, atol=1e-5)
-
-
 def test_features_that_tell_classes_apart_are_read_and_noise_is_not() -> None:
     features, labels, groups = drawn_case(5, gap=3, num_groups=60)
     result = linear_probe(features, labels, groups, ProbeConfig())
@@ -158,11 +150,7 @@ def test_collapsed_features_are_flagged_as_a_constant_probe(width: int) -> None:
     assert result.num_unconverged == 0
 
 
-@pytest.mark.parametrize("newton_parameters", [0, 1200])
-def test_fits_that_did_not_converge_are_counted_and_do_not_warn(
-    newton_parameters: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("eval.probe.NEWTON_PARAMETERS", newton_parameters)
+def test_fits_that_did_not_converge_are_counted_and_do_not_warn() -> None:
     features, labels, groups = drawn_case(9)
     cfg = ProbeConfig(folds=3, strengths=(0.1, 1.0), tolerance=1e-14, max_iterations=1)
     assert linear_probe(features, labels, groups, cfg).num_unconverged == 3 * (2 + 1)
