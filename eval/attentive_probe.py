@@ -25,8 +25,13 @@ class AttentiveHead(nn.Module):
 
     Attributes:
         query: (H, D / H), one softmax over the patches per head.
+        mean: (D,) of the fitted tokens.
+        spread: (D,) their standard deviation.
 
     """
+
+    mean: torch.Tensor
+    spread: torch.Tensor
 
     def __init__(self, mean: torch.Tensor, spread: torch.Tensor, num_classes: int, num_heads: int) -> None:
         super().__init__()
@@ -41,7 +46,7 @@ class AttentiveHead(nn.Module):
     def forward(self, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Logits (B, C)."""
         tokens = (tokens.float() - self.mean) / self.spread
-        split = tokens.unflatten(2, self.query.shape)
+        split = torch.unflatten(tokens, 2, tuple(self.query.shape))
         look = torch.einsum("bnhd,hd->bnh", split, self.query) / self.query.shape[1] ** 0.5
         blocked = ~(valid | ~valid.any(dim=1, keepdim=True))
         attention = look.masked_fill(blocked[..., None], -torch.inf).softmax(dim=1)
@@ -55,6 +60,7 @@ def attentive_probe(  # noqa: PLR0913 - as the fair probe, and what attends to w
     groups: np.ndarray,
     cfg: ProbeConfig,
     splits: np.ndarray | None = None,
+    *,
     valid: np.ndarray | None = None,
     descent: DescentConfig = ATTENTIVE,
     num_heads: int = 4,
@@ -120,8 +126,10 @@ def _one_seed(
     def loss(rows: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(logits(rows), labels[rows].to(place))
 
-    assert part.val is not None
-    used = descend(head, loss, part.train, part.val, descent, seed)
+    val = part.train if part.val is None else part.val
+    used = descend(head, loss, part.train, val, descent, seed)
     with torch.no_grad():
-        parts = [logits(rows).double().softmax(dim=1).cpu() for rows in torch.from_numpy(part.reported).split(_CHUNK)]
+        parts = [
+            logits(rows).double().softmax(dim=1).cpu() for rows in torch.split(torch.from_numpy(part.reported), _CHUNK)
+        ]
     return used, torch.cat(parts).numpy()

@@ -1,12 +1,14 @@
-"""Heads trained by AdamW with early stopping: the loop that the paper's, the attentive and the segmentation probe share.
+"""Heads trained by AdamW with early stopping: the loop of the paper's, the attentive and the segmentation probe.
 
 Which rows form a batch depends on what the rows hold, not on their order, so another order of the same rows
 gives the same head to the last bit.
 """
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -66,9 +68,9 @@ def descend(head: nn.Module, loss: Loss, train: np.ndarray, val: np.ndarray, cfg
     order = torch.Generator().manual_seed(seed)
     rows, best, best_epoch, kept = torch.from_numpy(train), np.inf, 0, copy.deepcopy(head.state_dict())
     for epoch in range(1, cfg.epochs + 1):
-        for batch in rows[torch.randperm(len(rows), generator=order)].split(cfg.batch):
+        for batch in torch.split(rows[torch.randperm(len(rows), generator=order)], cfg.batch):
             optimizer.zero_grad()
-            loss(batch).backward()
+            torch.autograd.backward(loss(batch))
             optimizer.step()
         schedule.step()
         current = _mean_loss(loss, torch.from_numpy(val))
@@ -82,15 +84,14 @@ def descend(head: nn.Module, loss: Loss, train: np.ndarray, val: np.ndarray, cfg
 
 @torch.no_grad()
 def _mean_loss(loss: Loss, rows: torch.Tensor, chunk: int = 1024) -> float:
-    total = sum(float(loss(part)) * len(part) for part in rows.split(chunk))
+    total = math.fsum(float(loss(part)) * len(part) for part in torch.split(rows, chunk))
     return total / len(rows)
 
 
 def content_order(*columns: np.ndarray) -> np.ndarray:
-    """(n,) row numbers sorted by the bytes of the rows of all columns, each (n, ...)."""
-    parts = [np.ascontiguousarray(column).reshape(len(column), -1) for column in columns]
-    joined = np.hstack([part.view(np.uint8) for part in parts])
-    return np.argsort(np.ascontiguousarray(joined).view(f"S{joined.shape[1]}").ravel(), kind="stable")
+    """(n,) row numbers sorted by a digest of what the rows of all columns, each (n, ...), hold."""
+    digests = [sha256(b"".join(row.tobytes() for row in rows)).digest() for rows in zip(*columns, strict=True)]
+    return np.array(sorted(range(len(digests)), key=digests.__getitem__), dtype=np.int64)
 
 
 def device() -> torch.device:

@@ -45,7 +45,7 @@ class ProbeResult:
     @property
     def reported(self) -> np.ndarray:
         """(n,) bool, the rows that count."""
-        return self.folds != NOT_REPORTED
+        return np.asarray(self.folds != NOT_REPORTED)
 
     def macro_f1_of_seeds(self, labels: np.ndarray) -> tuple[float, float]:
         """Mean and standard deviation (of a sample) of macro F1 over the seeds, as the paper's Table 2 prints them.
@@ -156,7 +156,7 @@ def majority_probabilities(labels: np.ndarray, folds: np.ndarray, splits: np.nda
 
     """
     one_hot = np.eye(int(labels.max()) + 1)[labels]
-    probabilities = np.full_like(one_hot, np.nan)
+    probabilities: np.ndarray = np.full_like(one_hot, np.nan)
     for part in partitions(folds, splits):
         probabilities[part.reported] = one_hot[part.train].mean(axis=0)
     return probabilities

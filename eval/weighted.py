@@ -147,7 +147,7 @@ def _auroc_of(ranks: _Ranks, positives: np.ndarray, negatives: np.ndarray) -> np
     above += misses.take(ranks.negatives_above, axis=0)
     pairs = positives.sum(axis=0) * misses[-1]
     won = pairs - np.einsum("pb,pb->b", positives, above) / 2
-    return np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    return np.asarray(np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0))
 
 
 def _average_precision_of(ranks: _Ranks, positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
@@ -158,7 +158,7 @@ def _average_precision_of(ranks: _Ranks, positives: np.ndarray, negatives: np.nd
     precision = np.divide(caught, taken, out=np.zeros_like(caught), where=taken > 0)
     total = np.einsum("pb,pb->b", positives, precision)
     both = (hits[-1] > 0) & (misses[-1] > 0)
-    return np.divide(total, hits[-1], out=np.full(len(both), np.nan), where=both)
+    return np.asarray(np.divide(total, hits[-1], out=np.full(len(both), np.nan), where=both))
 
 
 def _sums_of_first(values: np.ndarray) -> np.ndarray:
