@@ -11,22 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from eval.metrics import scores
 from eval.probe import ProbeConfig, fit_and_predict, fold_of_each, linear_probe, majority_probabilities
 from sharding.recording import InputError
+from tests.eval.labelled import SMALL, drawn_case
 
-SMALL = ProbeConfig(folds=3, strengths=(1e-2, 1.0))
 ONE_STRENGTH = ProbeConfig(folds=3, strengths=(1.0,), tolerance=1e-9, max_iterations=10_000)
-
-Case = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def drawn_case(seed: int, num_classes: int = 2, width: int = 6, num_groups: int = 12, gap: float = 1.0) -> Case:
-    """Features, labels and groups of five samples each; in every group one label is not the others'."""
-    rng = np.random.default_rng(seed)
-    groups = np.repeat(np.arange(num_groups), 5)
-    labels = groups % num_classes
-    labels[::5] = (labels[::5] + 1) % num_classes
-    centres = gap * rng.normal(size=(num_classes, width))
-    features = centres[labels] + rng.normal(size=(len(labels), width))
-    return features.astype(np.float32), labels, groups
 
 
 @settings(max_examples=30, deadline=None)
