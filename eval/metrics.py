@@ -25,6 +25,8 @@ from eval.weighted import (
 )
 from sharding.recording import InputError
 
+_DRAWN_AT_ONCE = 256  # resamples, so that what is drawn fits a cache
+
 Metric = Literal[
     "accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precision", "calibration_error"
 ]  # fmt: skip - as the fields of Scores
@@ -241,10 +243,12 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 def group_weights(num_groups: int, num_resamples: int, seed: int) -> np.ndarray:
     """How often each group occurs in each resample: (B, G) float64 counts, every row with the sum G."""
-    drawn = np.random.default_rng(seed).integers(num_groups, size=(num_resamples, num_groups))
-    cells = drawn + num_groups * np.arange(num_resamples)[:, None]
-    counts = np.bincount(cells.ravel(), minlength=num_resamples * num_groups)
-    return counts.reshape(num_resamples, num_groups).astype(np.float64)
+    generator, weights = np.random.default_rng(seed), np.empty((num_resamples, num_groups))
+    for start in range(0, num_resamples, _DRAWN_AT_ONCE):
+        part = weights[start : start + _DRAWN_AT_ONCE]
+        cells = generator.integers(num_groups, size=part.shape) + num_groups * np.arange(len(part))[:, None]
+        part[:] = np.bincount(cells.ravel(), minlength=part.size).reshape(part.shape)
+    return weights
 
 
 def indices_of_groups(groups: np.ndarray, num_labels: int) -> np.ndarray:

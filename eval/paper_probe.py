@@ -51,7 +51,7 @@ def paper_probe(
     for part in partitions(folds, splits):
         fitted, val = divided(part, labels, groups, cfg)
         for place, seed in enumerate(descent.seeds):
-            used, by_seed[place, part.reported] = _one_seed(
+            used, by_seed[place, part.reported] = fit_layer(
                 features, labels, Partition(fitted, val, part.reported), descent, seed
             )
             epochs.append(used)
@@ -61,10 +61,22 @@ def paper_probe(
     return ProbeResult(by_seed.mean(axis=0), folds, tuple(epochs), constant, 0, by_seed)
 
 
-def _one_seed(
+def fit_layer(
     features: np.ndarray, labels: np.ndarray, part: Partition, descent: DescentConfig, seed: int
 ) -> tuple[int, np.ndarray]:
-    """Epochs used and probabilities (m, C) of the reported rows."""
+    """One seed's layer, stopped by the rows of val.
+
+    Args:
+        features: (n, D) float32.
+        labels: (n,) integers in 0..C-1.
+        part: rows to fit on, to stop with and to predict.
+        descent: the protocol.
+        seed: of the layer's start and the order of its batches.
+
+    Returns:
+        the epochs used, and probabilities (m, C) of the reported rows.
+
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = nn.Linear(features.shape[1], int(labels.max()) + 1)
