@@ -188,7 +188,8 @@ def calibration_gaps(
     """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
-    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    upper = np.ceil(confidence * CALIBRATION_BINS - 1e-9)  # 0.6, however it was rounded, ends the ninth of 15 bins
+    bins = np.clip(upper.astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
     cells = group_of_each * CALIBRATION_BINS + bins
     gaps = np.bincount(cells, weights=confidence - correct, minlength=num_groups * CALIBRATION_BINS)
     return gaps.reshape(num_groups, -1), np.bincount(group_of_each, minlength=num_groups)
