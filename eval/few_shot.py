@@ -4,6 +4,7 @@ Dimensions: n samples, D features, C classes.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -118,11 +119,5 @@ def _fit(
     try:
         inner_validation(fitted[1], groups[part.train], cfg)
     except InputError:  # expected of few groups, and counted
-        fixed = ProbeConfig(
-            strengths=(FIXED_STRENGTH,),
-            tolerance=cfg.tolerance,
-            max_iterations=cfg.max_iterations,
-            balanced=cfg.balanced,
-        )
-        return *fit_and_predict(*fitted, groups[part.train], reported, fixed), True
+        return *fit_and_predict(*fitted, groups[part.train], reported, replace(cfg, strengths=(FIXED_STRENGTH,))), True
     return *fit_and_predict(*fitted, groups[part.train], reported, cfg), False

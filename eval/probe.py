@@ -23,7 +23,7 @@ class ProbeResult:
 
     Attributes:
         probabilities: (n, C) float64 in the order of the input, each row by a probe that did not see it; NaN
-            where no row is reported. Means over the seeds, where a probe has several.
+            in rows that are not reported. Means over the seeds, where a probe has several.
         folds: (n,) fold in which each sample is reported, -1 where it is not.
         strengths: chosen setting of each fold (and seed): C of the fair probe, the number of epochs or of
             neighbours of the others.
