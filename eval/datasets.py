@@ -1,6 +1,7 @@
 """Labelled sets: a folder with a labels.csv of path, label, group. Read through the preprocessing of the shards."""
 
 import csv
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class LabelledSet:
         groups: (n,) patient, as text.
         classes: names, sorted.
         num_refused: recordings that could not be read.
+        keys: (n,) unique text, the same for the same frame in any order.
 
     """
 
@@ -34,6 +36,21 @@ class LabelledSet:
     groups: np.ndarray
     classes: tuple[str, ...]
     num_refused: int
+    keys: np.ndarray
+
+    @property
+    def sha256(self) -> str:
+        """Of keys, squares and labels in the order of the keys, hex."""
+        digest = hashlib.sha256()
+        for row in np.argsort(self.keys):
+            digest.update(f"{self.keys[row]} {self.classes[self.labels[row]]}".encode())
+            digest.update(self.squares[row].tobytes())
+        return digest.hexdigest()
+
+
+def load_set(spec: str, size: int, frames_per_recording: int = 4) -> LabelledSet:
+    """Read the set that a spec names; see load_labelled_set."""
+    return load_labelled_set(Path(spec), size, frames_per_recording)
 
 
 def load_labelled_set(folder: Path, size: int, frames_per_recording: int) -> LabelledSet:
@@ -53,6 +70,7 @@ def load_labelled_set(folder: Path, size: int, frames_per_recording: int) -> Lab
     squares: list[np.ndarray] = []
     labels: list[str] = []
     groups: list[str] = []
+    keys: list[str] = []
     num_refused = 0
     for row in track(rows, description=f"read {folder.name}"):
         try:
@@ -65,10 +83,12 @@ def load_labelled_set(folder: Path, size: int, frames_per_recording: int) -> Lab
             squares += frames
             labels += [row["label"]] * len(frames)
             groups += [row["group"]] * len(frames)
+            keys += [f"{row['path']}#{len(keys) + n}" for n in range(len(frames))]
     if not squares:
         raise InputError(f"labelled set {folder}: none of its {len(rows)} recordings can be read")
     classes, indices = np.unique(labels, return_inverse=True)
-    return LabelledSet(folder.name, np.stack(squares), indices, np.array(groups), tuple(map(str, classes)), num_refused)
+    named = tuple(map(str, classes))
+    return LabelledSet(folder.name, np.stack(squares), indices, np.array(groups), named, num_refused, np.array(keys))
 
 
 def _rows(folder: Path) -> tuple[list[dict[str, str]], Path]:

@@ -1,4 +1,4 @@
-"""Heads trained by AdamW with early stopping: the loop of the paper's, the attentive and the segmentation probe.
+"""Heads trained by AdamW with early stopping: the loop that the paper's and the attentive probe share.
 
 Which rows form a batch depends on what the rows hold, not on their order, so another order of the same rows
 gives the same head to the last bit.

@@ -4,7 +4,6 @@ Point scores and resampled scores come from the same formulas (eval/weighted.py)
 the number it stands next to. Dimensions: n samples, C classes, G groups, B resamples.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -222,23 +221,13 @@ def paired_bootstrap(
     return _paired(float(observed[0] - observed[1]), difference)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """P values of several comparisons, corrected so that all of them together err at the level of one.
-
-    Holm 1979: the i-th smallest of m times m - i + 1, never below a smaller one's, at most 1. Compare the result
-    with the level, for instance 0.05. The order of the input is kept.
-
-    Raises:
-        InputError: a p value outside 0..1.
-
-    """
-    corrected, floor = {}, 0.0
-    for place, (name, p_value) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        if not 0 <= p_value <= 1:
-            raise InputError(f"holm: the p value of {name} is {p_value}; 0 to 1 is needed")
-        floor = max(floor, min(1.0, (len(p_values) - place) * p_value))
-        corrected[name] = floor
-    return {name: corrected[name] for name in p_values}
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """p-values of one family (n,), corrected by Holm's step-down procedure (Holm 1979), in their order."""
+    order = np.argsort(p_values)
+    steps = p_values[order] * np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return corrected
 
 
 def group_weights(num_groups: int, num_resamples: int, seed: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold
 
 from eval.weighted import check_class_indices
 from sharding.recording import InputError
@@ -181,43 +181,6 @@ def inner_validation(labels: np.ndarray, groups: np.ndarray, cfg: ProbeConfig) -
         f"probe: the train folds have {len(labels)} samples, and {fewest} groups of the rarest class, but no "
         "split with every class in both parts; more groups of it, or a single strength, are needed"
     )
-
-
-def folds_by_group(groups: np.ndarray, num_rows: int, cfg: ProbeConfig, splits: np.ndarray | None) -> np.ndarray:
-    """As `folds_of`, for what has no classes to balance: quantities and masks.
-
-    Raises:
-        InputError: what `check_splits` raises; groups of another length, fewer groups than folds.
-
-    """
-    if splits is not None:
-        check_splits(splits, num_rows)
-        return np.where(splits == "test", 0, NOT_REPORTED)
-    return _fold_by_group(groups, num_rows, cfg.folds, cfg.seed)
-
-
-def split_by_group(part: Partition, groups: np.ndarray, cfg: ProbeConfig) -> tuple[np.ndarray, np.ndarray]:
-    """As `divided`, for what has no classes to balance."""
-    if part.val is not None:
-        return part.train, part.val
-    num_folds = max(2, min(round(1 / cfg.inner_share), len(np.unique(groups[part.train]))))
-    folds = _fold_by_group(groups[part.train], len(part.train), num_folds, cfg.seed)
-    return part.train[folds > 0], part.train[folds == 0]
-
-
-def _fold_by_group(groups: np.ndarray, num_rows: int, num_folds: int, seed: int) -> np.ndarray:
-    """(n,) fold of each sample, groups whole."""
-    num_groups = len(np.unique(groups))
-    if groups.shape != (num_rows,) or num_groups < num_folds:
-        raise InputError(
-            f"probe: groups {groups.shape} with {num_groups} names for {num_rows} samples; one for each, and "
-            f"at least {num_folds} names, are needed"
-        )
-    folds = np.empty(num_rows, dtype=np.int64)
-    splitter = GroupKFold(num_folds, shuffle=True, random_state=seed)
-    for fold, (_, reported) in enumerate(splitter.split(folds, groups=groups)):
-        folds[reported] = fold
-    return folds
 
 
 def _groups_per_class(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:

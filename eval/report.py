@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure as Plot
 
-from eval.stage import ProbeTable
+from eval.probe_tables import ProbeTable
 from sharding.manifest import MANIFEST
 from sharding.page import Figure, Section, render_page
 from sharding.reader import BadSampleError
@@ -47,9 +47,7 @@ def write_run_report(runs: dict[str, Path], tables: list[ProbeTable], path: Path
 
     """
     student = load_config(list(runs.values())[-1] / "config.yaml", [])
-    sections = [
-        Section(f"Linear probe on {table.dataset.name}", table.verdict(), table=table.rows()) for table in tables
-    ]
+    sections = [Section(f"Linear probe on {table.name}", table.verdict, table=table.rows) for table in tables]
     sections += [
         Section("Loss", figures=tuple(_loss_figure(name, run) for name, run in runs.items())),
         Section("Masks", figures=(_masks_figure(student),)),

@@ -1,21 +1,43 @@
-"""Linear regression of a measured quantity from frozen features, with its strength chosen by group.
+"""Ridge regression on frozen features: out-of-fold predictions, R2 and mean absolute error with intervals by group.
 
-One singular value decomposition per fit serves all strengths. Dimensions: n samples, D features, S strengths,
-B resamples.
+Folds keep groups (patients) whole and depend on groups and config alone, so every encoder is compared on the same
+ones. Dimensions: n samples, D features, G groups, B resamples.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV, GroupKFold
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from eval.metrics import Interval, group_weights, indices_of_groups, interval_of
-from eval.partition import NOT_REPORTED, Partition, ProbeConfig, folds_by_group, partitions, split_by_group
-from eval.probe import check_features
+from eval.metrics import Interval, group_weights
 from sharding.recording import InputError
 
-ALPHAS = tuple(float(alpha) for alpha in np.logspace(6, -2, 17))
+
+@dataclass(frozen=True)
+class RidgeConfig:
+    """What changes the numbers of a ridge probe.
+
+    Attributes:
+        folds: number of outer folds.
+        inner_folds: that choose the strength among the train folds.
+        strengths: scikit-learn's alpha over the number of fitted samples, so that it means the same at any n.
+        seed: of the folds.
+
+    """
+
+    folds: int = 5
+    inner_folds: int = 5
+    strengths: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.folds, self.inner_folds) <= 1:
+            raise InputError(f"ridge probe: {self.folds} folds, {self.inner_folds} inner ones; at least 2 are needed")
+        if not self.strengths or min(self.strengths) <= 0:
+            raise InputError(f"ridge probe: strengths are {self.strengths}; positive ones are needed")
 
 
 @dataclass(frozen=True)
@@ -23,29 +45,25 @@ class RidgeResult:
     """What `ridge_probe` returns.
 
     Attributes:
-        predictions: (n,) float64 in the unit of the targets, NaN where no row is reported.
-        folds: (n,) fold in which each sample is reported, -1 where it is not.
-        alphas: chosen L2 strength of each fold (scikit-learn's alpha).
+        predictions: (n,) float64 in the order of the input, each by the probe that did not see it.
+        folds: (n,) fold of each sample.
+        strengths: chosen in each fold.
 
     """
 
     predictions: np.ndarray
     folds: np.ndarray
-    alphas: tuple[float, ...]
-
-    @property
-    def reported(self) -> np.ndarray:
-        """(n,) bool, the rows that count."""
-        return np.asarray(self.folds != NOT_REPORTED)
+    strengths: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class RegressionScores:
-    """Point scores with 95 % intervals by a bootstrap over groups.
+    """Scores over all samples, with 95 % intervals over groups.
 
     Attributes:
-        r2: share of the variance that is explained; 0 is what the mean of the scored targets would have.
-        mae: mean absolute error in the unit of the targets.
+        r2: 1 - sum (y - p)^2 / sum (y - mean y)^2; below 0 where the mean would do better.
+        mae: mean absolute error, in the unit of the targets.
+        r2_interval, mae_interval: over resampled groups.
 
     """
 
@@ -55,98 +73,122 @@ class RegressionScores:
     mae_interval: Interval
 
 
-def ridge_probe(
-    features: np.ndarray,
-    targets: np.ndarray,
-    groups: np.ndarray,
-    cfg: ProbeConfig,
-    splits: np.ndarray | None = None,
-    alphas: Sequence[float] = ALPHAS,
-) -> RidgeResult:
-    """Predict every reported target by ridge regression on standardised features, the intercept free.
+def ridge_probe(features: np.ndarray, targets: np.ndarray, groups: np.ndarray, cfg: RidgeConfig) -> RidgeResult:
+    """Predict every sample by ridge regression fitted on the other folds.
 
-    The strength has the lowest squared error on val, or on a part of the train rows by group with a fit on all of
-    them afterwards; the strongest of equals.
+    Per fold, folds by group among the train folds choose the strength by mean squared error, and the regression is
+    fitted again on all train folds. Each fit standardises features with the statistics of what it is fitted on.
 
     Args:
         features: (n, D), finite.
-        targets: (n,) finite.
+        targets: (n,), finite.
         groups: (n,) group (patient) of each sample, any sortable type.
-        cfg: folds, inner_share and seed count here.
-        splits: (n,) "train", "val" or "test"; None: cross-validation by group.
-        alphas: positive, descending.
+        cfg: the probe.
 
     Raises:
-        InputError: shapes that do not fit, values that are not finite, fewer groups than folds, strengths that
-            are not positive and descending.
+        InputError: lengths that differ, values that are not finite, fewer groups than the folds need.
 
     """
-    check_features(features, targets)
-    if not np.isfinite(targets).all():
-        raise InputError(f"ridge probe: {int((~np.isfinite(targets)).sum())} targets are not finite; all must be")
-    if not alphas or sorted(alphas, reverse=True) != list(alphas) or min(alphas) <= 0:
-        raise InputError(f"ridge probe: alphas are {tuple(alphas)}; positive descending ones are needed")
-    folds = folds_by_group(groups, len(targets), cfg, splits)
-    predictions, chosen = np.full(len(targets), np.nan), []
-    for part in partitions(folds, splits):
-        alpha, predictions[part.reported] = _fit(features.astype(np.float64), targets, groups, part, cfg, alphas)
-        chosen.append(alpha)
-    return RidgeResult(predictions, folds, tuple(chosen))
+    _check(features, targets, groups, cfg)
+    features, targets = features.astype(np.float64), targets.astype(np.float64)
+    predictions, folds, strengths = np.empty(len(targets)), np.empty(len(targets), dtype=np.int64), []
+    for fold, (train, reported) in enumerate(_by_group(cfg.folds, cfg.seed).split(features, groups=groups)):
+        search = _search(len(train), cfg).fit(features[train], targets[train], groups=groups[train])
+        predictions[reported], folds[reported] = search.predict(features[reported]), fold
+        strengths.append(cfg.strengths[search.best_index_])
+    return RidgeResult(predictions, folds, tuple(strengths))
 
 
 def regression_scores(
     targets: np.ndarray, predictions: np.ndarray, groups: np.ndarray, num_resamples: int = 2000, seed: int = 0
 ) -> RegressionScores:
-    """R2 and mean absolute error of predictions (n,) for targets (n,), groups (n,) resampled with replacement.
+    """R2 and mean absolute error, with 95 % percentile intervals of a bootstrap over groups.
+
+    Predictions stay as they are. A resample whose targets are all equal has no R2 and is left out of its interval.
+
+    Args:
+        targets: (n,), not all equal.
+        predictions: (n,).
+        groups: (n,) group (patient) of each sample, any sortable type; at least 2.
+        num_resamples: B.
+        seed: of the resampling; the same draws as for the scores of classes.
 
     Raises:
-        InputError: predictions or groups of another length, not finite, fewer than 2 groups.
+        InputError: lengths that differ, values that are not finite, one group, targets that are all equal.
 
     """
-    if predictions.shape != targets.shape or not np.isfinite(predictions).all():
+    _check_scored(targets, predictions, groups)
+    names, group_of_each = np.unique(groups, return_inverse=True)
+    centred, errors = targets - targets.mean(), targets - predictions
+    sums = np.stack(
+        [
+            np.bincount(group_of_each, values, len(names))
+            for values in (np.ones(len(targets)), errors**2, np.abs(errors), centred, centred**2)
+        ]
+    )
+    r2, mae = _scores(sums.sum(axis=1, keepdims=True))
+    resampled_r2, resampled_mae = _scores(sums @ group_weights(len(names), num_resamples, seed).T)
+    resampled_r2 = resampled_r2[~np.isnan(resampled_r2)]
+    return RegressionScores(float(r2[0]), float(mae[0]), _interval(resampled_r2), _interval(resampled_mae))
+
+
+def _scores(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """R2 (NaN where targets are all equal) and MAE, (B,) each, of (5, B) sums: n, e^2, |e|, y, y^2."""
+    count, squared, absolute, total, total_squared = sums
+    variation = total_squared - total**2 / count
+    some = variation > 1e-12 * total_squared
+    return np.where(some, 1 - squared / np.where(some, variation, 1), np.nan), absolute / count
+
+
+def _search(num_train: int, cfg: RidgeConfig) -> GridSearchCV:
+    """Inner fits have (k - 1) / k of the samples; their alpha is that of the final fit, a factor that is negligible."""
+    alphas = [strength * num_train for strength in cfg.strengths]
+    return GridSearchCV(
+        make_pipeline(StandardScaler(), Ridge()),
+        {"ridge__alpha": alphas},
+        scoring="neg_mean_squared_error",
+        cv=_by_group(cfg.inner_folds, cfg.seed),
+        error_score="raise",
+    )
+
+
+def _by_group(num_folds: int, seed: int) -> GroupKFold:
+    return GroupKFold(num_folds, shuffle=True, random_state=seed)
+
+
+def _interval(values: np.ndarray) -> Interval:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return Interval(float(low), float(high))
+
+
+def _check(features: np.ndarray, targets: np.ndarray, groups: np.ndarray, cfg: RidgeConfig) -> None:
+    if features.ndim != 2 or not features.shape[:1] == targets.shape == groups.shape:  # noqa: PLR2004 - (n, D)
         raise InputError(
-            f"regression scores: predictions {predictions.shape}, targets {targets.shape}; (n,) finite ones are needed"
+            f"ridge probe: features have shape {features.shape}, targets {targets.shape}, groups {groups.shape}; "
+            "(n, D), (n,) and (n,) are needed"
         )
-    group_of_each = indices_of_groups(groups, len(targets))
-    centred = targets - targets.mean()  # of large targets the squares would lose digits
-    error = targets - predictions
-    rows = np.stack([np.ones_like(centred), centred, centred**2, error**2, np.abs(error)])
-    sums = np.stack([np.bincount(group_of_each, weights=row) for row in rows], axis=1)
-    weights = group_weights(len(sums), num_resamples, seed)
-    (r2,), (mae,) = _regression_scores(sums.sum(axis=0, keepdims=True))
-    r2_resampled, mae_resampled = _regression_scores(weights @ sums)
-    return RegressionScores(float(r2), float(mae), interval_of(r2_resampled), interval_of(mae_resampled))
+    for what, values in (("features", features), ("targets", targets)):
+        num_bad = int((~np.isfinite(values)).sum())
+        if num_bad:
+            raise InputError(f"ridge probe: {num_bad} of {values.size} {what} are not finite")
+    # the largest fold leaves at least G - ceil(G / folds) groups
+    num_groups = len(np.unique(groups))
+    num_inner = num_groups - -(-num_groups // cfg.folds)
+    if num_groups < cfg.folds or num_inner < cfg.inner_folds:
+        raise InputError(
+            f"ridge probe: {num_groups} groups for {cfg.folds} folds, with {cfg.inner_folds} inner ones; "
+            "more groups or fewer folds are needed"
+        )
 
 
-def _regression_scores(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """R2 and mean absolute error (B,) of sums (B, 5); R2 is NaN where the targets do not vary."""
-    number, total, squares, squared_error, absolute_error = sums.T
-    variation = squares - total**2 / number
-    r2 = np.full(len(sums), np.nan)
-    np.divide(variation - squared_error, variation, out=r2, where=variation > 1e-12 * squares)
-    return r2, absolute_error / number
-
-
-def _fit(
-    features: np.ndarray,
-    targets: np.ndarray,
-    groups: np.ndarray,
-    part: Partition,
-    cfg: ProbeConfig,
-    alphas: Sequence[float],
-) -> tuple[float, np.ndarray]:
-    """Chosen alpha and predictions of the reported rows."""
-    train, (fitted, val) = part.train, split_by_group(part, groups, cfg)
-    path = _predictions(features[fitted], targets[fitted], features[val], alphas)
-    best = int(np.argmin(((path - targets[val]) ** 2).mean(axis=1)))
-    (predicted,) = _predictions(features[train], targets[train], features[part.reported], [alphas[best]])
-    return float(alphas[best]), predicted
-
-
-def _predictions(fitted: np.ndarray, targets: np.ndarray, asked: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
-    """(S, m) predictions of each strength."""
-    scaler = StandardScaler().fit(fitted)
-    left, values, right = np.linalg.svd(np.asarray(scaler.transform(fitted)), full_matrices=False)
-    aligned, rotated = left.T @ (targets - targets.mean()), np.asarray(scaler.transform(asked)) @ right.T
-    shrunk = np.array([values / (values**2 + alpha) for alpha in alphas])
-    return np.asarray((shrunk * aligned) @ rotated.T + targets.mean())
+def _check_scored(targets: np.ndarray, predictions: np.ndarray, groups: np.ndarray) -> None:
+    if targets.ndim != 1 or not targets.shape == predictions.shape == groups.shape:
+        raise InputError(
+            f"regression scores: targets have shape {targets.shape}, predictions {predictions.shape}, groups "
+            f"{groups.shape}; (n,) is needed for all"
+        )
+    if not np.isfinite([targets, predictions]).all():
+        raise InputError("regression scores: targets or predictions are not finite")
+    for what, values in (("group", groups), ("target", targets)):
+        if len(np.unique(values)) <= 1:
+            raise InputError(f"regression scores: one {what} only; at least 2 different ones are needed")

@@ -1,25 +1,52 @@
-"""A linear head on patch tokens that names the class of every pixel: what an encoder knows about where.
+"""A linear head on frozen patch tokens, its logits enlarged to the masks; Dice and IoU per class.
 
-The head is fitted to the share of each class among the pixels of a patch, which is the cross-entropy of the patch's
-logits averaged over its pixels; at the end the logits are enlarged bilinearly to the pixels of the mask.
-Dimensions: n samples, N patches (a square grid), D channels, S pixels a side, C classes.
+Folds keep groups (patients) whole and depend on groups and config alone, so every encoder is compared on the same
+ones. Dimensions: n samples, N = g x g patches, D features, S side of the masks, C classes, G groups.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from sklearn.model_selection import GroupKFold
 from torch import nn
 from torch.nn import functional
 
-from eval.descent import DescentConfig, content_order, descend, device
-from eval.metrics import Interval, group_weights, indices_of_groups, interval_of
-from eval.partition import NOT_REPORTED, Partition, ProbeConfig, folds_by_group, partitions, split_by_group
-from eval.weighted import weighted_confusion
+from eval.metrics import Interval, group_weights
+from eval.weighted import check_class_indices
 from sharding.recording import InputError
 
-SEGMENTATION = DescentConfig(batch=16, epochs=60, patience=10, seeds=(0,))
-_CHUNK = 64  # samples that are predicted at once
+_PER_FORWARD = 32  # samples whose enlarged logits are held at once outside of training
+
+
+@dataclass(frozen=True)
+class SegmentationConfig:
+    """What changes the numbers of a segmentation probe.
+
+    Attributes:
+        folds: number of folds.
+        epochs: passes over the train folds.
+        batch: samples per step.
+        learning_rate: of AdamW at the start; it falls to 0 as a cosine.
+        weight_decay: of AdamW.
+        seed: of the folds and of the order of the samples.
+
+    """
+
+    folds: int = 5
+    epochs: int = 20
+    batch: int = 16
+    learning_rate: float = 1e-2
+    weight_decay: float = 1e-2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.folds <= 1 or min(self.epochs, self.batch) <= 0:
+            raise InputError(
+                f"segmentation probe: {self.folds} folds, {self.epochs} epochs, batches of {self.batch}; at least 2 "
+                "folds, 1 epoch and batches of 1 are needed"
+            )
 
 
 @dataclass(frozen=True)
@@ -27,35 +54,23 @@ class SegmentationResult:
     """What `segmentation_probe` returns.
 
     Attributes:
-        predicted: (n, S, S) uint8 class of each pixel, 0 where no row is reported.
-        confusion: (n, C, C) pixels of each sample, rows the true class; 0 where no row is reported.
-        folds: (n,) fold in which each sample is reported, -1 where it is not.
-        epochs: used by each fold.
-        constant: whether every reported pixel gets one class.
+        predictions: (n, S, S) uint8 class ids in the order of the input, each by the head that did not see it.
+        folds: (n,) fold of each sample.
 
     """
 
-    predicted: np.ndarray
-    confusion: np.ndarray
+    predictions: np.ndarray
     folds: np.ndarray
-    epochs: tuple[int, ...]
-    constant: bool
-
-    @property
-    def reported(self) -> np.ndarray:
-        """(n,) bool, the rows that count."""
-        return np.asarray(self.folds != NOT_REPORTED)
 
 
 @dataclass(frozen=True)
-class OverlapScores:
-    """Overlap of each class over all pixels of the scored samples; NaN for a class that is neither true nor predicted.
+class SegmentationScores:
+    """Scores over the pixels of all samples, (C,) each, with 95 % intervals over groups.
 
     Attributes:
-        dice: (C,) 2 TP / (2 TP + FP + FN).
-        iou: (C,) TP / (TP + FP + FN).
-        dice_intervals: 95 %, by a bootstrap over groups.
-        iou_intervals: likewise.
+        dice: 2 TP / (2 TP + FP + FN), the F1 of pixels.
+        iou: TP / (TP + FP + FN).
+        dice_intervals, iou_intervals: of each class, over resampled groups.
 
     """
 
@@ -66,124 +81,169 @@ class OverlapScores:
 
 
 def segmentation_probe(
-    tokens: np.ndarray,
-    masks: np.ndarray,
-    groups: np.ndarray,
-    cfg: ProbeConfig,
-    splits: np.ndarray | None = None,
-    descent: DescentConfig = SEGMENTATION,
+    tokens: np.ndarray, masks: np.ndarray, groups: np.ndarray, cfg: SegmentationConfig
 ) -> SegmentationResult:
-    """Segment every reported sample by a linear head that did not see it.
+    """Predict every mask by a linear head fitted on the other folds by cross-entropy of pixels.
+
+    Tokens are standardised with the statistics of the train folds. The logits of the g x g patches are enlarged
+    bilinearly to S x S before the loss. The head starts at 0 and its loss is convex, so nothing is drawn but the
+    order of the samples. Settings are fixed: nothing is chosen, so no part of the train folds is set aside.
 
     Args:
-        tokens: (n, N, D) float16 or float32, finite; channels are standardised by the fitted rows.
-        masks: (n, S, S) integers, class of each pixel in 0..C-1; S a multiple of the grid's side.
+        tokens: (n, N, D) float16 or float32, finite; patches row by row.
+        masks: (n, S, S) integers in 0..C-1, C at most 256.
         groups: (n,) group (patient) of each sample, any sortable type.
-        cfg: folds, inner_share and seed count here.
-        splits: (n,) "train", "val" or "test"; without val a part of train by group stops the descent.
-        descent: of the head; its first seed counts.
+        cfg: the probe.
 
     Raises:
-        InputError: shapes that do not fit, tokens that are not finite, classes below 0 or above 255, fewer groups
-            than folds.
+        InputError: shapes that do not fit, N that is no square, class ids with gaps, fewer groups than folds,
+            tokens that are not finite.
 
     """
-    _check(tokens, masks)
-    order = content_order(tokens, masks)
-    tokens, masks, groups = tokens[order], masks[order], groups[order]
-    splits = None if splits is None else splits[order]
-    folds = folds_by_group(groups, len(masks), cfg, splits)
-    num_classes = int(masks.max()) + 1
-    predicted, epochs = np.zeros(masks.shape, dtype=np.uint8), []
-    for part in partitions(folds, splits):
-        inner = Partition(*split_by_group(part, groups, cfg), part.reported)
-        used, predicted[part.reported] = _fit_and_predict(tokens, masks, inner, descent, num_classes)
-        epochs.append(used)
-    confusion = np.zeros((len(masks), num_classes, num_classes), dtype=np.int64)
-    for row in np.flatnonzero(folds != NOT_REPORTED):
-        cells = masks[row].astype(np.int64) * num_classes + predicted[row]
-        confusion[row] = np.bincount(cells.ravel(), minlength=num_classes**2).reshape(num_classes, num_classes)
-    constant = bool((confusion.sum(axis=(0, 1)) > 0).sum() == 1)
-    back = np.argsort(order)
-    return SegmentationResult(predicted[back], confusion[back], folds[back], tuple(epochs), constant)
+    num_classes = _check(tokens, masks, groups, cfg)
+    predictions, folds = np.empty(masks.shape, dtype=np.uint8), np.empty(len(masks), dtype=np.int64)
+    splitter = GroupKFold(cfg.folds, shuffle=True, random_state=cfg.seed)
+    for fold, (train, reported) in enumerate(splitter.split(masks, groups=groups)):
+        head = _fit(tokens, masks, train, num_classes, cfg)
+        predictions[reported], folds[reported] = head.predict(tokens, reported, masks.shape[-1]), fold
+    return SegmentationResult(predictions, folds)
 
 
-def overlap_scores(
-    confusion: np.ndarray, groups: np.ndarray, num_resamples: int = 2000, seed: int = 0
-) -> OverlapScores:
-    """Dice and IoU of the pixels of the reported samples, (m, C, C), with groups (m,) resampled.
+def segmentation_scores(
+    masks: np.ndarray, predictions: np.ndarray, groups: np.ndarray, num_resamples: int = 2000, seed: int = 0
+) -> SegmentationScores:
+    """Dice and IoU of each class, with 95 % percentile intervals of a bootstrap over groups.
+
+    A resample in which a class neither is nor is predicted is left out of the intervals of that class.
+
+    Args:
+        masks: (n, S, S) integers in 0..C-1, every class present.
+        predictions: (n, S, S) integers in 0..C-1.
+        groups: (n,) group (patient) of each sample, any sortable type; at least 2.
+        num_resamples: B.
+        seed: of the resampling; the same draws as for the scores of classes.
 
     Raises:
-        InputError: groups of another length, or fewer than 2.
+        InputError: shapes that differ, class ids with gaps or beyond those of the masks, one group.
 
     """
-    group_of_each = indices_of_groups(groups, len(confusion))
-    counts = np.zeros((int(group_of_each.max()) + 1, *confusion.shape[1:]))
-    np.add.at(counts, group_of_each, confusion)
-    dice, iou = _overlaps(weighted_confusion(counts, group_weights(len(counts), num_resamples, seed)))
-    observed = _overlaps(counts.sum(axis=0, keepdims=True))
-    intervals = [tuple(_interval(column) for column in values.T) for values in (dice, iou)]
-    return OverlapScores(observed[0][0], observed[1][0], intervals[0], intervals[1])
+    names, group_of_each = np.unique(groups, return_inverse=True)
+    if masks.shape != predictions.shape or len(names) <= 1 or len(group_of_each) != len(masks):
+        raise InputError(
+            f"segmentation scores: masks have shape {masks.shape}, predictions {predictions.shape}, with "
+            f"{len(names)} groups of {len(group_of_each)} samples; equal shapes and 2 groups are needed"
+        )
+    num_classes = _num_classes(masks)
+    if predictions.max() >= num_classes:
+        raise InputError(f"segmentation scores: class {predictions.max()} is predicted, but no mask holds it")
+    counts = np.zeros((len(names), num_classes, num_classes))
+    for row, group in enumerate(group_of_each):
+        cells = masks[row].astype(np.int64) * num_classes + predictions[row]
+        counts[group] += np.bincount(cells.ravel(), minlength=num_classes**2).reshape(num_classes, -1)
+    dice, iou = _overlaps(counts.sum(axis=0)[None])
+    resampled = _overlaps(np.tensordot(group_weights(len(names), num_resamples, seed), counts, 1))
+    intervals = [tuple(_interval(of_class) for of_class in values.T) for values in resampled]
+    return SegmentationScores(dice[0], iou[0], *intervals)
 
 
-def _interval(values: np.ndarray) -> Interval:
-    return Interval(float("nan"), float("nan")) if np.isnan(values).all() else interval_of(values)
+@dataclass(frozen=True)
+class _Head:
+    linear: nn.Linear
+    mean: torch.Tensor
+    sd: torch.Tensor
+    device: torch.device
+
+    def logits(self, tokens: np.ndarray, rows: np.ndarray, side: int) -> torch.Tensor:
+        """(B, C, S, S)."""
+        batch = (torch.from_numpy(tokens[rows]).to(self.device).float() - self.mean) / self.sd
+        grid = math.isqrt(tokens.shape[1])
+        small = self.linear(batch).transpose(1, 2).unflatten(2, (grid, grid))
+        # bilinear as two products: the gradient of interpolate on a GPU adds up in no fixed order
+        up = functional.interpolate(torch.eye(grid, device=self.device)[None], size=side, mode="linear")[0]
+        enlarged: torch.Tensor = up.T @ small @ up
+        return enlarged
+
+    @torch.no_grad()
+    def predict(self, tokens: np.ndarray, rows: np.ndarray, side: int) -> np.ndarray:
+        """(m, S, S) class ids."""
+        parts = np.split(rows, range(_PER_FORWARD, len(rows), _PER_FORWARD))
+        return np.concatenate([self.logits(tokens, part, side).argmax(dim=1).cpu().numpy() for part in parts])
+
+
+def _fit(tokens: np.ndarray, masks: np.ndarray, train: np.ndarray, num_classes: int, cfg: SegmentationConfig) -> _Head:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    linear = nn.Linear(tokens.shape[2], num_classes).to(device)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    mean, sd = _mean_and_sd(tokens, train)
+    head = _Head(linear, mean.to(device), sd.to(device), device)
+    optimizer = torch.optim.AdamW(linear.parameters(), lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
+    num_steps = cfg.epochs * -(-len(train) // cfg.batch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+    draws = np.random.default_rng(cfg.seed)
+    for _ in range(cfg.epochs):
+        order = draws.permutation(train)
+        for rows in np.split(order, range(cfg.batch, len(order), cfg.batch)):
+            target = torch.from_numpy(masks[rows].astype(np.int64)).to(device)
+            loss = functional.cross_entropy(head.logits(tokens, rows, masks.shape[-1]), target)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    return head
+
+
+def _mean_and_sd(tokens: np.ndarray, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """(D,) float32 each, in pieces: all tokens in float64 would be four times what they take; 1 where sd is 0."""
+    first = tokens[rows[0]].mean(axis=0, dtype=np.float64)  # sums about it lose no digits to a large mean
+    total, squared = np.zeros(tokens.shape[2]), np.zeros(tokens.shape[2])
+    for row in rows:
+        deviations = tokens[row].astype(np.float64) - first
+        total += deviations.sum(axis=0)
+        squared += (deviations**2).sum(axis=0)
+    count = len(rows) * tokens.shape[1]
+    variance = (squared / count - (total / count) ** 2).clip(min=0)
+    sd = np.where(variance > 0, np.sqrt(variance), 1)
+    return torch.from_numpy(first + total / count).float(), torch.from_numpy(sd).float()
 
 
 def _overlaps(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Dice and IoU, (B, C) each."""
+    """Dice and IoU, (B, C) each, of (B, C, C) counts, rows the mask's class; NaN where a class is in neither."""
     hits = np.diagonal(confusion, axis1=1, axis2=2)
-    both = confusion.sum(axis=1) + confusion.sum(axis=2)
-    dice = np.divide(2 * hits, both, out=np.full(both.shape, np.nan), where=both > 0)
-    return dice, dice / (2 - dice)
+    both = confusion.sum(axis=1) + confusion.sum(axis=2)  # 2 TP + FP + FN
+    some = both > 0
+    dice = np.where(some, 2 * hits / np.where(some, both, 1), np.nan)
+    return dice, np.where(some, hits / np.where(some, both - hits, 1), np.nan)
 
 
-def _fit_and_predict(
-    tokens: np.ndarray, masks: np.ndarray, part: Partition, descent: DescentConfig, num_classes: int
-) -> tuple[int, np.ndarray]:
-    """Epochs used and classes (m, S, S) of the reported rows."""
-    grid, place = round(tokens.shape[1] ** 0.5), device()
-    fitted = tokens[part.train].astype(np.float32)
-    mean, spread = fitted.mean(axis=(0, 1)), fitted.std(axis=(0, 1))
-    spread[spread <= np.finfo(np.float32).eps * np.abs(mean)] = 1  # a constant channel says nothing
-    shift, scale, data = (torch.from_numpy(values) for values in (mean, spread, tokens))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(descent.seeds[0])
-        head = nn.Linear(tokens.shape[2], num_classes).to(place)
-
-    def logits(rows: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = head(((data[rows].float() - shift) / scale).to(place)).transpose(1, 2)
-        return result  # (b, C, N)
-
-    def loss(rows: torch.Tensor) -> torch.Tensor:
-        shares = _class_shares(torch.from_numpy(masks[rows.numpy()].astype(np.int64)), grid, num_classes)
-        return functional.cross_entropy(logits(rows), shares.to(place))
-
-    val = part.train if part.val is None else part.val
-    used = descend(head, loss, part.train, val, descent, descent.seeds[0])
-    parts = []
-    with torch.no_grad():
-        for rows in torch.split(torch.from_numpy(part.reported), _CHUNK):
-            coarse = torch.unflatten(logits(rows), 2, (grid, grid))
-            fine = functional.interpolate(coarse, masks.shape[1:], mode="bilinear", align_corners=False)
-            parts.append(fine.argmax(dim=1).to(torch.uint8).cpu())
-    return used, torch.cat(parts).numpy()
+def _interval(values: np.ndarray) -> Interval:
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return Interval(float(low), float(high))
 
 
-def _class_shares(masks: torch.Tensor, grid: int, num_classes: int) -> torch.Tensor:
-    """(b, C, N) share of each class among the pixels of a patch."""
-    one_hot = functional.one_hot(masks, num_classes).permute(0, 3, 1, 2).float()
-    return functional.avg_pool2d(one_hot, masks.shape[1] // grid).flatten(2)
+def _num_classes(masks: np.ndarray) -> int:
+    check_class_indices(masks, "segmentation probe")
+    present = np.unique(masks).tolist()
+    if present != list(range(len(present))) or not 1 < len(present) <= 256:  # noqa: PLR2004 - ids fit uint8
+        raise InputError(
+            f"segmentation probe: the masks hold the class ids {present[:10]}; 0..C-1, each of them, C of 2 to 256, "
+            "are needed"
+        )
+    return len(present)
 
 
-def _check(tokens: np.ndarray, masks: np.ndarray) -> None:
-    shapes = f"segmentation probe: tokens {tokens.shape}, masks {masks.shape}"
-    if tokens.ndim != 3 or masks.ndim != 3 or len(tokens) != len(masks) or masks.shape[1] != masks.shape[2]:  # noqa: PLR2004
-        raise InputError(f"{shapes}; (n, N, D) and (n, S, S) are needed")
-    grid = round(tokens.shape[1] ** 0.5)
-    if grid**2 != tokens.shape[1] or masks.shape[1] % grid:
-        raise InputError(f"{shapes}; N a square number and S a multiple of its root are needed")
-    if not np.isfinite(tokens).all():
-        raise InputError(f"{shapes}; {int((~np.isfinite(tokens)).sum())} values of the tokens are not finite")
-    if not np.issubdtype(masks.dtype, np.integer) or masks.min() < 0 or not 0 < masks.max() <= np.iinfo(np.uint8).max:
-        raise InputError(f"{shapes} of {masks.dtype}; integer classes from 0, at least two, at most 256, are needed")
+def _check(tokens: np.ndarray, masks: np.ndarray, groups: np.ndarray, cfg: SegmentationConfig) -> int:
+    """The number of classes."""
+    fits = tokens.ndim == masks.ndim == 3 and len(tokens) == len(masks) and groups.shape == masks.shape[:1]  # noqa: PLR2004
+    if not fits or masks.shape[1] != masks.shape[2] or math.isqrt(tokens.shape[1]) ** 2 != tokens.shape[1]:
+        raise InputError(
+            f"segmentation probe: tokens have shape {tokens.shape}, masks {masks.shape}, groups {groups.shape}; "
+            "(n, N, D) with a square number N, (n, S, S) and (n,) are needed"
+        )
+    num_bad = sum(int((~np.isfinite(sample)).sum()) for sample in tokens)
+    if num_bad:
+        raise InputError(f"segmentation probe: {num_bad} of {tokens.size} values of tokens are not finite")
+    num_groups = len(np.unique(groups))
+    if num_groups < cfg.folds:
+        raise InputError(f"segmentation probe: {num_groups} groups for {cfg.folds} folds; each fold needs one")
+    return _num_classes(masks)

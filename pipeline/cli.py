@@ -5,6 +5,9 @@ us-jepa verify OUT          read them again: hashes, keys, every sample, letters
 us-jepa preview OUT         contact sheet
 us-jepa pretrain --config   the same as `deepspeed train/pretrain.py`
 us-jepa probe RUN --data    linear probe: random init, teacher, student
+us-jepa probe --encoders    any encoders on any labelled sets, compared in pairs
+us-jepa export RUN OUT      for timm, transformers, onnxruntime, torch.export; with a model card
+us-jepa embed RUN SRC OUT   a vector per frame and clip, as Parquet; or what is most like a query
 us-jepa demo                all of it, on generated and real recordings, in minutes
 us-jepa doctor [SHARDS]     is this machine ready, and does the stream keep up?
 """
@@ -12,12 +15,14 @@ us-jepa doctor [SHARDS]     is this machine ready, and does the stream keep up?
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sharding.recording import InputError
 
 if TYPE_CHECKING:
+    from eval.comparison import ComparisonConfig
     from sharding.policy import Job
 
 
@@ -46,13 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("--frames", type=int, default=96, help="how many (%(default)s)")
     preview.set_defaults(command=_preview)
     _add_pretrain(commands)
-    probe = commands.add_parser("probe", help="probe an encoder")
-    probe.add_argument("run", type=Path, help="run directory of a finished pretraining")
-    probe.add_argument(
-        "--data", type=Path, required=True, help="folder with labels.csv (path, label, group) in or above it"
-    )
-    probe.add_argument("--folds", type=int, default=5, help="folds by group (5)")
-    probe.set_defaults(command=_probe)
+    _add_probe(commands)
+    _add_export(commands)
+    _add_embed(commands)
     demo = commands.add_parser("demo", help="the whole line in minutes")
     demo.add_argument("--out", type=Path, default=Path("build/demo"), help="(%(default)s)")
     demo.set_defaults(command=_demo)
@@ -93,6 +94,68 @@ def _add_pretrain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     )  # fmt: skip
     add("overrides", nargs="*", metavar="section.key=value")
     pretrain.set_defaults(command=_pretrain)
+
+
+def _add_probe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    probe = commands.add_parser(
+        "probe",
+        help="probe encoders",
+        description="""Scores frozen encoders on labelled sets, with intervals and paired tests by group (patient).
+        Either RUN with --data, or --encoders with --sets. The same command continues what was stopped.""",
+        epilog="""Encoders: a run directory or encoder folder, teacher:RUN, init:RUN, a timm name, random:NAME,
+        hf:FOLDER, pixels, or a published name; NAME=FILE gives weights. Sets: a folder with labels.csv (path, label,
+        group) in or above it.""",
+    )
+    add = probe.add_argument
+    add("run", type=Path, nargs="?", help="run directory of a finished pretraining: its student, teacher and start")
+    add("--data", metavar="SET", help="labelled set, with RUN")
+    add("--encoders", metavar="A,B,...", help="what is compared; pixels and the majority class are always there")
+    add("--sets", metavar="X,Y,...", help="what on")
+    add("--out", type=Path, help="folder of the results (RUN/probe/SET with RUN; needed without)")
+    add("--protocol", default="fair", help="some of fair (%(default)s)")
+    add("--pooling", choices=("mean", "cls", "last4"), default="mean", help="of patch features (%(default)s)")
+    add("--size", type=int, help="side of the frames in pixels (224; with RUN that of its student)")
+    add("--frames", type=int, default=4, help="evenly spaced, of a cine (%(default)s)")
+    add("--folds", type=int, default=5, help="by group, where a set has no splits (%(default)s)")
+    add("--robustness", action="store_true", help="also on degraded frames: 18 more passes per encoder and set")
+    add("--no-frames", action="store_true", help="no pictures of frames in report.html")
+    probe.set_defaults(command=_probe)
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    export = commands.add_parser("export", help="write an encoder for other people's tools")
+    add = export.add_argument
+    add("run", type=Path, help="run directory of a finished pretraining")
+    add("out", type=Path, help="folder to make; an earlier export there is replaced")
+    add(
+        "--format", choices=("hf", "timm", "onnx", "torch"), default="hf", dest="to",
+        help="hf: transformers and timm. timm: timm alone. onnx and torch (torch.export): with normalisation and "
+        "pooling, for any batch size (%(default)s)",
+    )  # fmt: skip
+    add("--probe", type=Path, metavar="DIR", help="folder of `us-jepa probe` whose table goes into the model card")
+    add("--data-licence", default="", metavar="TEXT", help="of the data it was trained on, for the model card")
+    export.set_defaults(command=_export)
+
+
+def _add_embed(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    embed = commands.add_parser(
+        "embed",
+        help="a vector per frame and clip, or what is most like a query",
+        description="""Writes OUT (a row per frame) and OUT's .clips.parquet (a row per clip). What is no shard
+        directory is sharded first, beside OUT: same decoding, region, de-identification and pseudonyms. The same
+        command continues what was stopped.""",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = embed.add_argument
+    add("encoder", help="run directory, encoder folder, or whatever `us-jepa probe --encoders` takes")
+    add("source", help="shard directory; or folder or file of DICOM, video, images")
+    add("out", type=Path, help="table to write, *.parquet; with --topk the one to search")
+    add("--topk", type=int, default=0, metavar="N", help="search OUT for the N frames most like SOURCE; 0: write OUT")
+    add("--workers", type=int, default=1, help="processes, which share the cores")
+    add("--max-frames", type=int, default=32, help="frames per clip, evenly spaced")
+    add("--pixels", choices=("certified", "public", "as_is"), default="certified", help="see `us-jepa shards --help`")
+    add("--key-file", type=Path, default=_default_key(), help="secret of the pseudonyms")
+    embed.set_defaults(command=_embed)
 
 
 def _add_shards(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -207,11 +270,55 @@ def _pretrain(args: argparse.Namespace) -> int:
 
 
 def _probe(args: argparse.Namespace) -> int:
-    from eval.probe import ProbeConfig
-    from eval.stage import run_probe
-    from pipeline.show import print_table
+    cfg, out = _comparison(args)
+    from eval.comparison import compare
+    from eval.probe_tables import probe_tables
+    from pipeline.show import print_tables
 
-    print_table(run_probe(args.run, args.data, ProbeConfig(folds=args.folds)))
+    print_tables(probe_tables(compare(cfg, out)))
+    print(f"results: {out / 'results.json'}\ntables:  {out / 'table.md'}, table.tex\nreport:  {out / 'report.html'}")
+    print("next:    make review   (this comparison and its runs in MLflow)")
+    return 0
+
+
+def _comparison(args: argparse.Namespace) -> "tuple[ComparisonConfig, Path]":
+    """Of RUN and --data, or of --encoders, --sets and --out."""
+    is_run, is_list = bool(args.run and args.data), bool(args.encoders and args.sets and args.out)
+    if is_run == is_list or (is_run and (args.encoders or args.sets)) or (is_list and (args.run or args.data)):
+        raise InputError("give RUN and --data SET, or --encoders A,B --sets X,Y --out DIR")
+    from eval.comparison import ComparisonConfig, config_of_run, parse_protocols
+    from eval.probe import ProbeConfig
+
+    probe, out = ProbeConfig(folds=args.folds), args.out
+    if is_run:
+        cfg = config_of_run(args.run, args.data, probe)
+        out = out or args.run / "probe" / Path(args.data.rpartition("=")[2]).resolve().name
+    else:
+        cfg = ComparisonConfig(tuple(args.encoders.split(",")), tuple(args.sets.split(",")), probe=probe)
+    changed = {"protocols": parse_protocols(args.protocol), "pooling": args.pooling, "robustness": args.robustness}
+    changed |= {"pictures": not args.no_frames, "frames_per_recording": args.frames}
+    return replace(cfg, **changed, **({"size": args.size} if args.size else {})), out
+
+
+def _export(args: argparse.Namespace) -> int:
+    from deploy.export import export_encoder
+    from eval.probe_tables import load_tables
+
+    tables = load_tables(args.probe) if args.probe else ()
+    print(f"export:  {export_encoder(args.run, args.out, args.to, tables, args.data_licence)}")
+    return 0
+
+
+def _embed(args: argparse.Namespace) -> int:
+    from deploy.embed import Embedding
+    from pipeline.embed import Raw, print_nearest, write_table
+
+    raw = Raw(args.source, args.max_frames, args.pixels, args.key_file)
+    cfg = Embedding(args.encoder, args.workers)
+    if args.topk:
+        print_nearest(cfg, raw, args.out, args.topk)
+    else:
+        write_table(cfg, raw, args.out)
     return 0
 
 

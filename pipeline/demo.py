@@ -8,12 +8,13 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from deploy.export import export_encoder
+from eval.comparison import compare, config_of_run
 from eval.probe import ProbeConfig
+from eval.probe_tables import probe_tables
 from eval.report import write_run_report
-from eval.stage import run_probe
 from pipeline.launch import launch
 from pipeline.shards import make_shards, verify_shards
-from pipeline.show import print_table
+from pipeline.show import print_tables
 from sharding.policy import Job, Policy
 from sharding.sources.synthetic_files import write_demo_set
 from train.tracking import log_artifacts
@@ -41,14 +42,16 @@ def run_demo(out: Path) -> None:
         overrides += [f"teacher.source={runs['teacher']}"] if name == "student" else []
         if launch(_CONFIGS / config, overrides, _NUM_RANKS) != 0:
             raise RuntimeError(f"pretraining the {name} failed; its own message is above")
-    table = run_probe(runs["student"], labelled, ProbeConfig())
+    tables = probe_tables(compare(config_of_run(runs["student"], str(labelled), ProbeConfig()), out / "probe"))
     report = out / "report.html"
-    write_run_report(runs, [table], report)
-    encoder = export_encoder(runs["student"], out / "encoder", [table])
+    write_run_report(runs, tables, report)
+    encoder = export_encoder(runs["student"], out / "encoder", tables=tables)
     log_artifacts(runs["student"], {"report.html": report, "export": encoder})
-    print_table(table)
-    print(f"report:  {report}\nencoder: {encoder}\nshards:  {out / 'shards' / 'report.html'}")
-    print("next:    make ui   (runs, curves, report)   |   make shards SRC=your/scans OUT=build/mine")
+    print_tables(tables)
+    pages = {"report": report, "probe": out / "probe" / "report.html", "encoder": encoder}
+    for name, place in (pages | {"shards": out / "shards" / "report.html"}).items():
+        print(f"{name + ':':<8} {place}")
+    print("next:    make review   (runs, curves, report)   |   make shards SRC=your/scans OUT=build/mine")
 
 
 def write_sources(source: Path, labelled: Path) -> None:

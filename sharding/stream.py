@@ -201,7 +201,7 @@ class PositionDataset(Dataset[Packed]):
             return reader
         shard = self._shards[dataset][number]
         try:
-            reader = _open(shard, self._cache)
+            reader = open_shard(shard, self._cache)
         except OSError as error:
             raise InputError(f"shard {shard.place}: {error.strerror}; bring it back and start again") from error
         self._readers[dataset, number] = reader
@@ -216,7 +216,14 @@ class PositionDataset(Dataset[Packed]):
                 self._readers.pop(place).close()
 
 
-def _open(shard: Shard, cache: ShardCache) -> ShardReader:
+def open_shard(shard: Shard, cache: ShardCache) -> ShardReader:
+    """Reader of a shard, which is fetched first where it is remote.
+
+    Raises:
+        InputError: it cannot be had, or is no tar.
+        OSError: a local one is not there.
+
+    """
     if not shard.is_remote:
         return ShardReader(cache.path_of(shard))
     with cache.pin(shard):

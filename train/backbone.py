@@ -75,7 +75,7 @@ def _timm_name(cfg: TeacherConfig) -> Backbone:
     if cfg.weights is None:
         if cfg.layout != "timm":
             raise InputError(f"teacher.layout {cfg.layout}: describes a file; name it in teacher.weights")
-        return described_backbone(_downloaded(cfg.source), cfg.source)
+        return described_backbone(downloaded(cfg.source), cfg.source)
     if not cfg.source.startswith(_FAMILIES[cfg.layout]):
         raise InputError(
             f"teacher.source {cfg.source}: layout {cfg.layout} is one of {_FAMILIES[cfg.layout]}... models"
@@ -89,11 +89,17 @@ def _timm_name(cfg: TeacherConfig) -> Backbone:
     return backbone
 
 
-def _downloaded(name: str) -> TimmModel:
+def downloaded(name: str, what: str = "teacher.source") -> TimmModel:
+    """A timm model with timm's own weights; `what` names the setting in messages.
+
+    Raises:
+        InputError: they cannot be downloaded.
+
+    """
     try:
         return timm_model(name, {"pretrained": True})
     except OSError as error:  # what a hub client without a network raises
         raise InputError(
-            f"teacher.source {name}: timm could not download its weights ({type(error).__name__}); "
-            "give a local file as teacher.weights"
+            f"{what} {name}: timm could not download its weights ({type(error).__name__}); give a local file"
+            + (" as teacher.weights" if what == "teacher.source" else f", as {name}=FILE")
         ) from error

@@ -77,7 +77,8 @@ def _slurm() -> dict[str, str]:
     port = 20_000 + (int(said["SLURM_JOB_ID"]) + int(said["SLURM_STEP_ID"])) % 20_000
     return {
         "RANK": said["SLURM_PROCID"],
-        "LOCAL_RANK": said["SLURM_LOCALID"],
+        # with --gpus-per-task each task sees its own GPU only, and that one is number 0
+        "LOCAL_RANK": "0" if torch.cuda.device_count() == 1 else said["SLURM_LOCALID"],
         "WORLD_SIZE": said["SLURM_NTASKS"],
         "MASTER_ADDR": said.get("MASTER_ADDR", hosts[0]),
         "MASTER_PORT": said.get("MASTER_PORT", str(port)),

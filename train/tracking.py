@@ -6,6 +6,7 @@ Training never waits for a server: everything goes into the journal of the run d
 import logging
 import os
 import queue
+import re
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default blocks four minutes on a dead server
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # seconds; the default is two minutes
 import mlflow
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, LoggedModelInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,11 +23,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from sharding.recording import InputError
 from sharding.store import sync
 from train.environment import environment
-from train.journal import Artifact, Journal, RunRecord, read_record
+from train.journal import Artifact, Journal, read_record
 from train.shipper import Shipper
 
 _KINDS = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 _KEY_TAG = "us_jepa.run_key"
+_IDENTITY_TAG = "us_jepa.identity"
 _LINES_PER_BATCH = 200  # of the journal; about 3000 rows
 _SLOWEST_UPLOAD = 2**20  # bytes per second
 _log = logging.getLogger(__name__)
@@ -82,13 +84,50 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=None if store is None else f"{store.as_uri()}"))
 
 
-def start_child(client: MlflowClient, parent: Run, name: str, params: dict[str, str]) -> str:
-    """Start a run below a finished one and return its id."""
-    tags = {"mlflow.parentRunId": parent.info.run_id, "mlflow.runName": name, "git_commit": git_commit()}
-    run_id = str(client.create_run(parent.info.experiment_id, tags=tags).info.run_id)
-    for key, value in params.items():
-        client.log_param(run_id, key, value)
-    return run_id
+def keyed_run(client: MlflowClient, experiment: str, key: str, tags: dict[str, str]) -> str:
+    """Id of the run with this key in an experiment (id), made when there is none; `tags` are those of a new run.
+
+    The process may have died, or the answer been lost, after MLflow had made it: so ask first. A request that the
+    client repeated may have made two: the older one is ours, the younger one holds nothing.
+    """
+    ask = partial(client.search_runs, [experiment], f"tags.`{_KEY_TAG}` = '{key}'", order_by=["attributes.start_time"])
+    if not (found := ask()):
+        client.create_run(experiment, tags=tags | {_KEY_TAG: key})
+        found = ask()
+    for double in found[1:]:
+        client.delete_run(double.info.run_id)
+    return str(found[0].info.run_id)
+
+
+def log_scores(
+    client: MlflowClient, run_id: str, scores: dict[str, float], dataset: tuple[str, str], model_id: str, time_ms: int
+) -> None:
+    """Metrics of a run that belong to a model and a data set, given as name and digest; the same again is no change."""
+    name, digest = dataset
+    where = {"model_id": model_id, "dataset_name": name, "dataset_digest": digest, "run_id": run_id}
+    described = DatasetInput(Dataset(name, digest, source_type="local", source="{}"))
+    client.log_inputs(run_id, [described], [LoggedModelInput(model_id)])
+    client.log_batch(run_id, metrics=[Metric(key, value, time_ms, 0, **where) for key, value in scores.items()])
+
+
+def external_model(client: MlflowClient, experiment: str, name: str, identity: str, source_run: str | None) -> str:
+    """Id of the model with these weights in an experiment (id), registered when it is not there yet; nothing is copied.
+
+    Args:
+        client: of the store.
+        experiment: id.
+        name: what the list of models shows.
+        identity: sha256 over weights and preprocessing.
+        source_run: id of the run that trained it.
+
+    """
+    for known in client.search_logged_models([experiment], filter_string=f"tags.`{_IDENTITY_TAG}` = '{identity}'"):
+        return str(known.model_id)
+    shown = re.sub(r"[^A-Za-z0-9_ -]+", "-", name)  # MLflow takes no dots, slashes or colons
+    made = mlflow.create_external_model(
+        shown, source_run, {_IDENTITY_TAG: identity}, model_type="encoder", experiment_id=experiment
+    )
+    return str(made.model_id)
 
 
 def git_commit() -> str:
@@ -188,8 +227,9 @@ class Tracker:
     def _open_run(self, client: MlflowClient) -> None:
         """Reopen the run, or make it; set what is known of it."""
         record, run_id = self._journal.record, self.run_id
-        if run_id is None or not _exists(client, run_id):
-            run_id = _run_of_key(client, record, self._run_name)
+        if run_id is None or not run_exists(client, run_id):
+            experiment = experiment_id(client, record.experiment)
+            run_id = keyed_run(client, experiment, record.run_key, {"mlflow.runName": self._run_name})
             self._journal.update(mlflow_run_id=run_id, num_sent=0)
         known = client.get_run(run_id).data.params
         client.update_run(run_id, status="RUNNING")
@@ -225,7 +265,7 @@ class Tracker:
         self._journal.remove_artifact(artifact)
 
 
-def _exists(client: MlflowClient, run_id: str) -> bool:
+def run_exists(client: MlflowClient, run_id: str) -> bool:
     """Whether the store still has the run; a sqlite file may have been deleted."""
     try:
         client.get_run(run_id)
@@ -234,24 +274,6 @@ def _exists(client: MlflowClient, run_id: str) -> bool:
             raise
         return False
     return True
-
-
-def _run_of_key(client: MlflowClient, record: RunRecord, name: str) -> str:
-    """Id of the run with this key, made when there is none.
-
-    The process may have died, or the answer been lost, after MLflow had made it: so ask first. A request that the
-    client repeated may have made two: the older one is ours, the younger one holds nothing.
-    """
-    experiment = experiment_id(client, record.experiment)
-    ask = partial(
-        client.search_runs, [experiment], f"tags.`{_KEY_TAG}` = '{record.run_key}'", order_by=["attributes.start_time"]
-    )
-    if not (found := ask()):
-        client.create_run(experiment, run_name=name, tags={_KEY_TAG: record.run_key})
-        found = ask()
-    for double in found[1:]:
-        client.delete_run(double.info.run_id)
-    return str(found[0].info.run_id)
 
 
 def recorded_run(run_dir: Path) -> tuple[MlflowClient, str]:

@@ -3,6 +3,7 @@
 Dimensions: B images, S pixels a side, N patches, K patches that are shown, T targets of L tokens, D width.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -222,7 +223,7 @@ def save_encoder(encoder: Encoder, directory: Path, facts: dict[str, Any]) -> No
     Args:
         encoder: with its weights.
         directory: made if it does not exist.
-        facts: where the weights come from; stored in config.json under `us_jepa`.
+        facts: where the weights come from; stored in config.json under `us_jepa`, with the sha256 of the weights' file.
 
     """
     save_for_hf(encoder.vit, str(directory), model_config={"model_args": encoder.model_args}, safe_serialization=True)
@@ -243,7 +244,8 @@ def save_encoder(encoder: Encoder, directory: Path, facts: dict[str, Any]) -> No
         "first_conv": "patch_embed.proj",
         "classifier": "head",
     }
-    config["us_jepa"] = facts
+    config["model_args"].pop("num_classes", None)  # stands beside it, too, and transformers would pass it twice
+    config["us_jepa"] = facts | {"weights_sha256": _sha256(directory / "model.safetensors")}
     path.write_text(json.dumps(config, indent=1) + "\n")
 
 
@@ -251,7 +253,8 @@ def load_encoder(directory: Path) -> Encoder:
     """Load an encoder folder; every weight must be there and fit.
 
     Raises:
-        InputError: no such folder, not one of ours, or weights that do not fit; names the first keys.
+        InputError: no such folder, not one of ours, weights that were altered or cut off, or that do not fit; names
+            the first keys.
 
     """
     path = directory / "config.json"
@@ -261,8 +264,16 @@ def load_encoder(directory: Path) -> Encoder:
     described = config["pretrained_cfg"]
     model_args = {key: value for key, value in config["model_args"].items() if key != "num_classes"}
     encoder = Encoder(config["architecture"], model_args, described["mean"][0], described["std"][0])
-    load_strictly(encoder.vit, load_file(directory / "model.safetensors"), str(directory))
+    weights, known = directory / "model.safetensors", config["us_jepa"].get("weights_sha256")
+    if known is not None and _sha256(weights) != known:
+        raise InputError(f"encoder {weights}: is not the file that was saved (another sha256); copy it again")
+    load_strictly(encoder.vit, load_file(weights), str(directory))
     return encoder
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_strictly(module: nn.Module, weights: dict[str, torch.Tensor], where: str) -> None:

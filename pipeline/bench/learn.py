@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 import torch
 
-from eval.features import extract
+from eval.encoders import of_student, of_teacher, open_encoder
+from eval.features import pooled
 from eval.probe import ProbeConfig
 from pipeline.bench.learn_arms import ARMS, EXTERNAL, TEACHER, Arm, Trial, pretrain
 from pipeline.bench.learn_data import load_half, make_sources
@@ -27,7 +28,7 @@ from pipeline.bench.learn_table import EXTERNAL_ROW, FLOOR, Row, probe_all
 from sharding.recording import InputError
 from train.config import PretrainConfig
 from train.teacher import load_teacher
-from train.vit import load_encoder, new_student
+from train.vit import new_student
 
 _SHARE = 0.2  # of the steps, for stage 1 (SALT: 1/6 to 1/5)
 _PIXELS = 32  # side of the raw pixels that are probed
@@ -87,12 +88,12 @@ def random_init(cfg: PretrainConfig) -> Compute:
     """The student as every arm starts with it."""
     torch.manual_seed(cfg.data.seed)
     student = new_student(cfg.student.arch, cfg.student.image_size, cfg.student.args)
-    return lambda squares: extract(student, squares, FLOOR)
+    return lambda squares: pooled(of_student(student, FLOOR), squares, FLOOR)
 
 
 def frozen_student(run_dir: Path) -> Compute:
     """The encoder that a run released."""
-    return lambda squares: extract(load_encoder(run_dir / "encoder"), squares, run_dir.name)
+    return lambda squares: pooled(open_encoder(str(run_dir)), squares, run_dir.name)
 
 
 def frozen_teacher(cfg: PretrainConfig) -> Compute:
@@ -101,7 +102,7 @@ def frozen_teacher(cfg: PretrainConfig) -> Compute:
     name = cfg.teacher.source
     grid = new_student(cfg.student.arch, cfg.student.image_size, cfg.student.args).grid
     teacher = load_teacher(cfg.teacher, grid, cfg.target.layers)[0]
-    return lambda squares: extract(teacher, squares, name)
+    return lambda squares: pooled(of_teacher(teacher, name), squares, name)
 
 
 if __name__ == "__main__":

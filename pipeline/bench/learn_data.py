@@ -91,4 +91,5 @@ def load_half(src: Path, size: int, half: Half) -> LabelledSet:
     """The labelled frames of one half of the infants, as squares of `size` pixels."""
     found = load_labelled_set(src / PROBED, size, frames_per_recording=1)
     mine = np.array([half_of(str(group)) == half for group in found.groups])
-    return replace(found, squares=found.squares[mine], labels=found.labels[mine], groups=found.groups[mine])
+    rows = {name: getattr(found, name)[mine] for name in ("squares", "labels", "groups", "keys")}
+    return replace(found, **rows)

@@ -1,10 +1,8 @@
-"""Neighbours, attention, few labels, quantities and masks, each beside an independent reference."""
+"""Neighbours, attention and few labels, each beside an independent reference."""
 
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import Ridge
-from sklearn.metrics import jaccard_score, mean_absolute_error, r2_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from eval.attentive_probe import AttentiveHead, attentive_probe
@@ -12,10 +10,7 @@ from eval.descent import DescentConfig
 from eval.few_shot import drawn_rows, few_shot
 from eval.knn_probe import knn_probe
 from eval.metrics import scores
-from eval.partition import ProbeConfig
 from eval.probe import linear_probe
-from eval.ridge_probe import regression_scores, ridge_probe
-from eval.segmentation_probe import overlap_scores, segmentation_probe
 from sharding.recording import InputError
 from tests.eval.labelled import SMALL, drawn_case, splits_of
 
@@ -104,94 +99,3 @@ def test_a_share_too_small_to_choose_with_has_the_fixed_strength_and_is_counted(
     assert found[1.0].num_fixed == 0
     with pytest.raises(InputError, match=r"shares \(0\.0,\)"):
         few_shot(features, labels, groups, SMALL, shares=(0.0,))
-
-
-def regression_case(seed: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    features = rng.normal(size=(120, width))
-    targets = 50 + 5 * features[:, :3].sum(axis=1) + rng.normal(size=120)
-    return features.astype(np.float32), targets, np.repeat(np.arange(24), 5)
-
-
-@pytest.mark.parametrize("width", [5, 100])
-def test_ridge_equals_that_of_scikit_learn_and_leaves_test_alone(width: int) -> None:
-    features, targets, groups = regression_case(0, width)
-    splits = splits_of(groups)
-    train, test = splits == "train", splits == "test"
-    result = ridge_probe(features, targets, groups, SMALL, splits, alphas=(3.0,))
-    mean, spread = features[train].mean(axis=0, dtype=float), features[train].std(axis=0, dtype=float)
-    model = Ridge(alpha=3.0).fit((features[train] - mean) / spread, targets[train])
-    np.testing.assert_allclose(result.predictions[test], model.predict((features[test] - mean) / spread), atol=1e-6)
-    assert np.isnan(result.predictions[~test]).all()
-    many = ridge_probe(features, targets, groups, SMALL, splits)
-    other = ridge_probe(features, np.where(test, -targets, targets), groups, SMALL, splits)
-    np.testing.assert_array_equal(other.predictions, many.predictions)
-
-
-def test_regression_scores_equal_those_of_scikit_learn_and_lie_in_their_intervals() -> None:
-    features, targets, groups = regression_case(1, 20)
-    result = ridge_probe(features, targets, groups, SMALL)
-    found = regression_scores(targets, result.predictions, groups)
-    assert found.r2 == pytest.approx(r2_score(targets, result.predictions))
-    assert found.r2 > 0.8
-    assert found.mae == pytest.approx(mean_absolute_error(targets, result.predictions))
-    assert found.r2_interval.low < found.r2 < found.r2_interval.high
-    assert found.mae_interval.low < found.mae < found.mae_interval.high
-    noise = ridge_probe(np.random.default_rng(0).normal(size=features.shape), targets, groups, SMALL)
-    assert regression_scores(targets, noise.predictions, groups).r2 < 0.1
-
-
-def test_quantities_that_cannot_be_regressed_are_named() -> None:
-    features, targets, groups = regression_case(0, 5)
-    with pytest.raises(InputError, match="1 targets are not finite"):
-        ridge_probe(features, np.where(np.arange(120) == 3, np.nan, targets), groups, SMALL)
-    with pytest.raises(InputError, match="positive descending ones are needed"):
-        ridge_probe(features, targets, groups, SMALL, alphas=(1.0, 2.0))
-    with pytest.raises(InputError, match="with 2 names for 120 samples"):
-        ridge_probe(features, targets, np.arange(120) % 2, SMALL)
-
-
-def drawn_masks(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens (40, 16, 6) that show the class of their patch, masks (40, 16, 16) of three classes, groups."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(3, size=(40, 4, 4))
-    tokens = 3 * np.eye(3)[coarse.reshape(40, 16)] @ rng.normal(size=(3, 6)) + 0.2 * rng.normal(size=(40, 16, 6))
-    return tokens.astype(np.float16), coarse.repeat(4, axis=1).repeat(4, axis=2), np.arange(40) // 2
-
-
-def test_masks_are_found_from_tokens_that_show_them_and_not_from_noise() -> None:
-    tokens, masks, groups = drawn_masks(0)
-    result = segmentation_probe(tokens, masks, groups, SMALL, descent=FAST)
-    found = overlap_scores(result.confusion, groups, num_resamples=200)
-    centre = [result.predicted[:, 1::4, 1::4], masks[:, 1::4, 1::4]]
-    assert (centre[0] == centre[1]).mean() > 0.9
-    flat = masks.ravel(), result.predicted.ravel()
-    np.testing.assert_allclose(found.iou, jaccard_score(*flat, average=None))
-    np.testing.assert_allclose(found.dice, 2 * found.iou / (1 + found.iou))
-    assert all(i.low < value < i.high for i, value in zip(found.dice_intervals, found.dice, strict=True))
-    noise = np.random.default_rng(0).normal(size=tokens.shape).astype(np.float16)
-    other = segmentation_probe(noise, masks, groups, SMALL, descent=FAST)
-    assert overlap_scores(other.confusion, groups).dice.mean() < found.dice.mean() - 0.3
-
-
-def test_a_segmentation_reports_test_only_in_any_order_of_the_rows() -> None:
-    tokens, masks, groups = drawn_masks(1)
-    splits, order = splits_of(groups), np.random.default_rng(0).permutation(40)
-    result = segmentation_probe(tokens, masks, groups, SMALL, splits, FAST)
-    shuffled = segmentation_probe(tokens[order], masks[order], groups[order], SMALL, splits[order], FAST)
-    np.testing.assert_array_equal(shuffled.predicted, result.predicted[order])
-    np.testing.assert_array_equal(result.confusion.sum(axis=(1, 2)) > 0, splits == "test")
-    changed = np.where((splits == "test")[:, None, None], 2 - masks, masks)
-    np.testing.assert_array_equal(
-        segmentation_probe(tokens, changed, groups, SMALL, splits, FAST).predicted, result.predicted
-    )
-
-
-def test_masks_that_cannot_be_probed_are_named() -> None:
-    tokens, masks, groups = drawn_masks(0)
-    cfg = ProbeConfig(folds=2)
-    for broken, message in ((masks[:, :-1], r"\(n, S, S\)"), (masks[:, :-2, :-2], "multiple"), (masks - 1, "from 0")):
-        with pytest.raises(InputError, match=message):
-            segmentation_probe(tokens, broken, groups, cfg)
-    with pytest.raises(InputError, match="N a square number"):
-        segmentation_probe(tokens[:, :15], masks, groups, cfg)

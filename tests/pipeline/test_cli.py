@@ -107,3 +107,29 @@ def test_doctor_measures_the_stream_and_says_what_to_change(
     assert "BAD  shards:" in said
     assert "BAD  2 shards for 4 ranks; ranks share shards" in said
     assert re.search(r"BAD  decoding .* needed 4,000,000/s; set run.num_workers to \d+ on \d+ cores", said)
+
+
+def test_encoders_are_compared_from_the_shell(labelled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "probe"
+    command = ("us-jepa", "probe", "--encoders", "random:test_vit", "--sets", str(labelled), "--out", str(out))
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    done = run_command(*command, "--size", "32", "--frames", "1", "--folds", "3", MLFLOW_TRACKING_URI=store)
+    assert done.returncode == 0, done.stderr
+    assert "random test_vit" in done.stdout
+    assert "next:    make review" in done.stdout
+    names = {"results.json", "table.md", "table.tex", "report.html", "mlflow_run.json"}
+    assert names < {path.name for path in out.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--encoders", "pixels"], "give RUN and --data SET, or --encoders A,B --sets X,Y --out DIR"),
+        (["run", "--data", "x", "--sets", "y"], "give RUN and --data SET, or"),
+        (["no-run", "--data", "x"], "run no-run: has no encoder/; finish it with"),
+    ],
+)
+def test_what_probe_lacks_is_one_sentence(words: list[str], message: str, tmp_path: Path) -> None:
+    code, _, errors = us_jepa("probe", *words, home=tmp_path)
+    assert code == 2
+    assert message in errors

@@ -51,7 +51,8 @@ def test_the_table_says_what_each_row_gains() -> None:
     labels = np.repeat(draws.integers(2, size=NUM_INFANTS), FRAMES)
     groups = np.repeat(np.arange(NUM_INFANTS), FRAMES)
     noise = draws.normal(size=(len(labels), 4)).astype(np.float32)
-    dataset = LabelledSet("set", np.zeros((len(labels), 2, 8, 8), np.uint8), labels, groups, ("a", "b"), 0)
+    squares, keys = np.zeros((len(labels), 2, 8, 8), np.uint8), np.arange(len(labels)).astype(str)
+    dataset = LabelledSet("set", squares, labels, groups, ("a", "b"), 0, keys)
     features = {
         Row("random init"): noise,
         Row("teacher", "", 20, 0.5): noise + labels[:, None] * 0.1,

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sharding.recording import InputError
 from tests.train.tiny import SCRIPT, checkpoint, deepspeed, different, finish, free_port, losses, start, write_config
@@ -60,6 +61,7 @@ def test_what_srun_says_becomes_what_torch_asks_for(scontrol: str, monkeypatch: 
     said = slurm(5, 7, SLURM_LOCALID="2", SLURM_NODEID="1", SLURM_TASKS_PER_NODE="3(x2),1", SLURM_STEP_ID="2")
     for name, value in said.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert _slurm() == {
         "RANK": "5", "LOCAL_RANK": "2", "WORLD_SIZE": "7", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "24713",
@@ -71,6 +73,13 @@ def test_what_srun_says_becomes_what_torch_asks_for(scontrol: str, monkeypatch: 
     monkeypatch.delenv("SLURM_STEP_TASKS_PER_NODE")
     monkeypatch.delenv("SLURM_TASKS_PER_NODE")
     assert "LOCAL_WORLD_SIZE" not in _slurm()
+
+
+def test_a_task_that_sees_one_gpu_takes_it(scontrol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in slurm(1).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert _slurm()["LOCAL_RANK"] == "0"
 
 
 def test_a_batch_script_is_no_task(monkeypatch: pytest.MonkeyPatch) -> None:

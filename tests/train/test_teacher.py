@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from eval.features import extract
+from eval.encoders import of_teacher
+from eval.features import pooled
 from sharding.recording import InputError
 from train.backbone import described_backbone
 from train.config import TargetConfig, TeacherConfig
@@ -382,7 +383,7 @@ def test_targets_and_features_take_a_teacher() -> None:
     targets.measure([(torch.rand(4, 1, 64, 64), torch.ones(4, 16, dtype=torch.bool))])
     assert targets(torch.rand(2, 1, 64, 64)).shape == (2, 16, teacher.width)
     squares = torch.randint(0, 255, (3, 2, 64, 64), dtype=torch.uint8).numpy()
-    assert extract(teacher, squares, "teacher").shape == (3, 512)
+    assert pooled(of_teacher(teacher, "teacher"), squares, "teacher").shape == (3, 512)
 
 
 def test_a_student_takes_arguments_of_its_own() -> None:

@@ -1,0 +1,139 @@
+"""What MLflow keeps of a comparison of frozen encoders: one run for all of it, below it one per encoder and data set.
+
+A comparison is continued in its folder; `mlflow_run.json` there says which run is its own.
+"""
+
+import hashlib
+import json
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sharding.store import Store
+from train.journal import read_record
+from train.tracking import (
+    experiment_id,
+    external_model,
+    git_commit,
+    keyed_run,
+    log_scores,
+    open_client,
+    recorded_run,
+    send_artifact,
+    tracking_uri,
+)
+
+RECORD = "mlflow_run.json"
+STAGE_TAG = "us_jepa.stage"  # of both kinds of run: `comparison` and `probe`
+_LINKED = ("data_sha256", "teacher_sha256", "objective")  # tags of a pretraining that its probes show, too
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a comparison is recorded.
+
+    Attributes:
+        tracking_uri: of the store.
+        experiment: name.
+        key: of its run, chosen once.
+        time_ms: when it was chosen; all scores have this time, so sending them again changes nothing.
+        run_id: of MLflow; empty until it has answered.
+
+    """
+
+    tracking_uri: str
+    experiment: str
+    key: str
+    time_ms: int
+    run_id: str = ""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """One encoder on one data set.
+
+    Attributes:
+        encoder: name.
+        identity: sha256 of weights and preprocessing.
+        run_dir: of the pretraining, None where the encoder is a stranger's.
+        dataset: name and sha256.
+        params: what was set.
+        scores: metrics, such as `probe/macro_f1`.
+
+    """
+
+    encoder: str
+    identity: str
+    run_dir: Path | None
+    dataset: tuple[str, str]
+    params: dict[str, str]
+    scores: dict[str, float]
+
+    def digest(self) -> str:
+        """32 hexadecimal digits of everything but the scores: other settings are another run."""
+        described = json.dumps([self.encoder, self.identity, self.dataset, self.params], sort_keys=True)
+        return hashlib.sha256(described.encode()).hexdigest()[:32]
+
+
+def record_comparison(out: Path, probed: list[Probed], artifacts: list[Path]) -> str:
+    """Send a finished comparison to MLflow and return the id of its run.
+
+    The store and the experiment are those of the first pretraining among the encoders, else the usual ones. A
+    comparison of one pretraining becomes a child of it. Called again it adds what is missing, and doubles nothing.
+
+    Args:
+        out: folder of the comparison.
+        probed: scores of all encoders on all sets.
+        artifacts: files to store.
+
+    Raises:
+        InputError: the store cannot be reached, or a pretraining is not in MLflow yet.
+
+    """
+    run_dirs = sorted({one.run_dir for one in probed if one.run_dir is not None})
+    place = _place(out, run_dirs)
+    client = open_client(place.tracking_uri)
+    experiment = experiment_id(client, place.experiment)
+    tags = {"mlflow.runName": f"comparison {out.resolve().name}", STAGE_TAG: "comparison", "git_commit": git_commit()}
+    if len(run_dirs) == 1:
+        tags["mlflow.parentRunId"] = recorded_run(run_dirs[0])[1]
+    parent = keyed_run(client, experiment, place.key, tags)
+    _write(out, Place(**asdict(place) | {"run_id": parent}))
+    for one in probed:
+        link = {} if one.run_dir is None else _link(one.run_dir)
+        name = f"{one.dataset[0]}: {one.encoder}"
+        tags = {"mlflow.runName": name, "mlflow.parentRunId": parent, STAGE_TAG: "probe", **link}
+        child = keyed_run(client, experiment, f"{place.key}/{one.digest()}", tags)
+        model = external_model(client, experiment, one.encoder, one.identity, link.get("us_jepa.pretraining"))
+        for key, value in one.params.items():
+            client.log_param(child, key, value)
+        digest = one.dataset[1][:36]  # what MLflow has room for
+        log_scores(client, child, one.scores, (one.dataset[0], digest), model, place.time_ms)
+        client.set_terminated(child)
+    for path in artifacts:
+        send_artifact(client, parent, path, None)
+    client.set_terminated(parent)
+    return parent
+
+
+def _place(out: Path, run_dirs: list[Path]) -> Place:
+    """What the folder says, else a new one."""
+    if (out / RECORD).is_file():
+        return Place(**json.loads((out / RECORD).read_text()))
+    records = [record for record in map(read_record, run_dirs) if record is not None]
+    where = (records[0].tracking_uri, records[0].experiment) if records else (tracking_uri(None), "us-jepa")
+    place = Place(*where, key=secrets.token_hex(16), time_ms=time.time_ns() // 10**6)
+    _write(out, place)
+    return place
+
+
+def _write(out: Path, place: Place) -> None:
+    Store(out).write(RECORD, (json.dumps(asdict(place), indent=1) + "\n").encode())
+
+
+def _link(run_dir: Path) -> dict[str, str]:
+    """Tags that lead from a probe to its pretraining and the data of that."""
+    client, run_id = recorded_run(run_dir)
+    known = client.get_run(run_id).data.tags
+    return {"us_jepa.pretraining": run_id} | {key: known[key] for key in _LINKED if key in known}
