@@ -26,9 +26,8 @@ from sharding.recording import InputError
 
 _DRAWN_AT_ONCE = 256  # resamples, so that what is drawn fits a cache
 
-Metric = Literal[
-    "accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precision", "calibration_error"
-]  # fmt: skip - as the fields of Scores
+Metric = Literal["macro_f1", "auroc"]  # what the tables compare in pairs
+ScoreName = Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precision", "calibration_error"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class Bootstrap:
     intervals: dict[str, Intervals]
     auroc_left_out: int
 
-    def paired_difference(self, first: str, second: str, metric: Metric = "macro_f1") -> PairedDifference:
+    def paired_difference(self, first: str, second: str, metric: ScoreName = "macro_f1") -> PairedDifference:
         """A score of `first` minus that of `second`, both in the same resamples. KeyError for an unknown name."""
         values = [getattr(self.resampled[name], metric) for name in (first, second)]
         observed = getattr(self.observed[first], metric) - getattr(self.observed[second], metric)
@@ -189,7 +188,7 @@ def paired_bootstrap(
     first: np.ndarray,
     second: np.ndarray,
     groups: np.ndarray,
-    metric: Metric = "macro_f1",
+    metric: ScoreName = "macro_f1",
     num_resamples: int = 10_000,
     seed: int = 0,
 ) -> PairedDifference:
@@ -271,7 +270,7 @@ def _paired(observed: float, difference: np.ndarray) -> PairedDifference:
 
 
 def _values(
-    metric: Metric, labels: np.ndarray, probabilities: np.ndarray, group_of_each: np.ndarray, weights: np.ndarray
+    metric: ScoreName, labels: np.ndarray, probabilities: np.ndarray, group_of_each: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
     """(B,) of one score."""
     if metric in ("auroc", "average_precision"):
