@@ -13,7 +13,8 @@ from sklearn.model_selection import GroupKFold
 from torch import nn
 from torch.nn import functional
 
-from eval.metrics import Interval, check_class_indices, group_weights
+from eval.metrics import Interval, group_weights
+from eval.weighted import check_class_indices
 from sharding.recording import InputError
 
 _PER_FORWARD = 32  # samples whose enlarged logits are held at once outside of training
