@@ -31,6 +31,7 @@ class LabelledSet:
         keys: (n,) unique text made of the content, the same for the same frame in any order.
         splits: (n,) "train", "val" or "test" as published; None: cross-validation by group.
         masks: (n, S, S) uint8 class ids, such as lesions; None unless every sample has one.
+        values: (n,) float64 numbers to predict besides the class; None where the set has none.
 
     """
 
@@ -43,6 +44,7 @@ class LabelledSet:
     keys: np.ndarray
     splits: np.ndarray | None = None
     masks: np.ndarray | None = None
+    values: np.ndarray | None = None
 
     @property
     def sha256(self) -> str:
@@ -50,7 +52,8 @@ class LabelledSet:
         digest = hashlib.sha256()
         for row in np.argsort(self.keys):
             split = "" if self.splits is None else self.splits[row]
-            known = (self.keys[row], self.classes[self.labels[row]], self.groups[row], split)
+            value = "" if self.values is None else self.values[row]
+            known = (self.keys[row], self.classes[self.labels[row]], self.groups[row], split, value)
             digest.update(repr(tuple(map(str, known))).encode())
             digest.update(self.squares[row].tobytes())
             digest.update(b"" if self.masks is None else self.masks[row].tobytes())
@@ -58,7 +61,7 @@ class LabelledSet:
 
     def take(self, rows: np.ndarray) -> "LabelledSet":
         """The samples of some rows: numbers, or (n,) bool. Classes stay, also those without a sample."""
-        parts = ("squares", "labels", "groups", "keys", "splits", "masks")
+        parts = ("squares", "labels", "groups", "keys", "splits", "masks", "values")
         found = {name: getattr(self, name) for name in parts}
         return replace(self, **{name: values[rows] for name, values in found.items() if values is not None})
 
@@ -67,7 +70,7 @@ def load_set(spec: str, size: int, frames_per_recording: int = 4) -> LabelledSet
     """Read a labelled set.
 
     Args:
-        spec: a folder with a labels.csv in it or beside it (path, label, group; split where there are splits), one in
+        spec: a folder with a labels.csv in it or beside it (path, label, group; split and value where there are some), one in
             UltraBench's layout, or a shard directory of ours that has labels. `KEY=FOLDER` reads one of the sets of
             eval/ultrabench.py from its folder or from the one around it, and gives its classes their names.
         size: side S of the squares in pixels.
@@ -133,6 +136,7 @@ def _assemble(name: str, frames: list[LabelledFrame], num_refused: int, names: d
     place = {label: classes.index(title) for label, title in names.items()}
     masks = [frame.mask for frame in frames if frame.mask is not None]
     splits = [frame.split for frame in frames if frame.split is not None]
+    values = [frame.value for frame in frames if frame.value is not None]
     return LabelledSet(
         name=name,
         squares=np.stack([frame.square for frame in frames]),
@@ -143,11 +147,12 @@ def _assemble(name: str, frames: list[LabelledFrame], num_refused: int, names: d
         keys=_keys(frames),
         splits=np.array(splits) if splits else None,
         masks=np.stack(masks) if len(masks) == len(frames) else None,
+        values=np.array(values) if values else None,
     )
 
 
 def _keys(frames: list[LabelledFrame]) -> np.ndarray:
-    """Hashes of content; those that are equal in all but label, split or mask are numbered by these."""
+    """Hashes of content; those that are equal in all but label, split, value or mask are numbered by these."""
     hashes = [hashlib.sha256(frame.group.encode() + b"\0" + frame.square.tobytes()).hexdigest() for frame in frames]
     order = sorted(range(len(frames)), key=lambda row: (hashes[row], _rest(frames[row])))
     seen: Counter[str] = Counter()
@@ -159,5 +164,5 @@ def _keys(frames: list[LabelledFrame]) -> np.ndarray:
     return np.array(keys)
 
 
-def _rest(frame: LabelledFrame) -> tuple[str, str, bytes]:
-    return frame.label, frame.split or "", b"" if frame.mask is None else frame.mask.tobytes()
+def _rest(frame: LabelledFrame) -> tuple[str, str, str, bytes]:
+    return frame.label, frame.split or "", str(frame.value), b"" if frame.mask is None else frame.mask.tobytes()

@@ -1,6 +1,7 @@
 """Labelled pictures and videos in a folder: listed in a labels.csv, or in UltraBench's lists."""
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from sharding.recording import FrameChoice, InputError, Recording
 from sharding.sources import read
 from sharding.store import Store
 
-_COLUMNS = ("path", "label", "group")  # and, where the set has them, split
+_COLUMNS = ("path", "label", "group")  # and, where the set has them, split and value
 _SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
 
@@ -31,6 +32,7 @@ class Entry:
         split: `train`, `val` or `test`; None where the set has none.
         scan: image of what is scan; None where the set has none.
         target: image of class ids, such as lesions; None where the set has none.
+        value: number to predict besides the class, such as an age; None where the set has none.
 
     """
 
@@ -41,6 +43,7 @@ class Entry:
     split: str | None = None
     scan: Path | None = None
     target: Path | None = None
+    value: float | None = None
 
 
 class LabelledFrame(NamedTuple):
@@ -51,6 +54,7 @@ class LabelledFrame(NamedTuple):
     group: str
     split: str | None = None
     mask: np.ndarray | None = None
+    value: float | None = None
 
 
 def list_entries(folder: Path) -> list[Entry]:
@@ -60,7 +64,8 @@ def list_entries(folder: Path) -> list[Entry]:
         folder: in UltraBench's layout, or with a labels.csv in it or beside it, of which the files below it count.
 
     Raises:
-        InputError: no list, a column or file that is missing, no label, an unknown split, or only some with one.
+        InputError: no list, a column or file that is missing, no label, an unknown split, a value that is no number,
+            or only some with a split or a value.
 
     """
     if not folder.is_dir():
@@ -84,7 +89,7 @@ def read_frames(entry: Entry, choice: FrameChoice, size: int) -> list[LabelledFr
     recording = with_mask(read(entry.path, entry.name, choice), entry.scan)
     clips = cut_clips(recording, choice, pixels="public")
     return [
-        LabelledFrame(square, entry.label, entry.group, entry.split, mask)
+        LabelledFrame(square, entry.label, entry.group, entry.split, mask, entry.value)
         for clip in clips
         for mask in [_target(entry, recording, clip, size)]
         for square in squares_of(clip, size)
@@ -129,16 +134,17 @@ def _of_table(folder: Path) -> list[Entry]:
     found = [place for place in (folder, folder.parent) if (place / "labels.csv").is_file()]
     if not found:
         raise InputError(
-            f"labelled set {folder}: neither labels.csv in it or beside it (columns: {', '.join(_COLUMNS)}, or split, "
-            "too), nor images/ with UltraBench's lists, nor manifest.json of a shard directory"
+            f"labelled set {folder}: neither labels.csv in it or beside it (columns: {', '.join(_COLUMNS)}; also split "
+            "and value), nor images/ with UltraBench's lists, nor manifest.json of a shard directory"
         )
     root, table = found[0], found[0] / "labels.csv"
     entries = [_of_row(row, root, table) for row in _rows(table) if (root / row["path"]).is_relative_to(folder)]
     if not entries:
         raise InputError(f"{table}: lists nothing in {folder}")
-    without = [entry.name for entry in entries if entry.split is None]
-    if 0 < len(without) < len(entries):
-        raise InputError(f"{table}: {without[0]} has no split, others have; all or none")
+    for what in ("split", "value"):
+        without = [entry.name for entry in entries if getattr(entry, what) is None]
+        if 0 < len(without) < len(entries):
+            raise InputError(f"{table}: {without[0]} has no {what}, others have; all or none")
     return entries
 
 
@@ -156,4 +162,18 @@ def _of_row(row: dict[str, str], root: Path, table: Path) -> Entry:
     if split is not None and split not in _SPLITS:
         raise InputError(f"{table}: {row['path']} has the split {split!r}; one of train, val, test is needed")
     named = None if split is None else _SPLITS[split]
-    return Entry(root / row["path"], row["path"], row["label"], row["group"] or row["path"], named)
+    group, value = row["group"] or row["path"], _value(row, table)
+    return Entry(root / row["path"], row["path"], row["label"], group, named, value=value)
+
+
+def _value(row: dict[str, str], table: Path) -> float | None:
+    text = row.get("value") or ""
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"{table}: {row['path']} has the value {text!r}; a finite number is needed")
+    return value

@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 
 from eval.datasets import LabelledSet
+from eval.partition import SPLITS
 from eval.ultrabench import bench_set
 
-SPLITS = ("train", "val", "test")
 _SIDE = 32  # pixels of the thumbnail
 _AROUND = 2.0  # sd in thumbnail pixels of what detail is compared with
 _SAME = 0.9

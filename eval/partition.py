@@ -111,16 +111,17 @@ def folds_of(labels: np.ndarray, groups: np.ndarray, cfg: ProbeConfig, splits: n
 
     Raises:
         InputError: what `fold_of_each` raises; splits of another length, with other words, without a test
-            sample, or whose train lacks a class.
+            sample, or whose train or test lacks a class.
 
     """
     if splits is None:
         return fold_of_each(labels, groups, cfg)
     _check_labels(labels, groups)
     check_splits(splits, len(labels))
-    absent = sorted(set(range(int(labels.max()) + 1)) - set(labels[splits == "train"].tolist()))
-    if absent:
-        raise InputError(f"probe: the split train has no sample of the classes {absent}; it needs all")
+    for word in ("train", "test"):
+        absent = sorted(set(range(int(labels.max()) + 1)) - set(labels[splits == word].tolist()))
+        if absent:
+            raise InputError(f"probe: the split {word} has no sample of the classes {absent}; it needs all")
     return np.where(splits == "test", 0, NOT_REPORTED)
 
 

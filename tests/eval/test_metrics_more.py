@@ -39,7 +39,13 @@ def test_weighted_average_precision_equals_that_of_scikit_learn_with_ties(rows: 
 
 @pytest.mark.parametrize("num_classes", [2, 4])
 def test_the_calibration_error_equals_a_loop_over_its_bins(num_classes: int) -> None:
-    labels, probabilities, _ = drawn_case(0, num_classes, num_samples=400)
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.full(num_classes, 0.7), size=400)
+    probabilities[:40] = (np.arange(40) % 6 + 9)[:, None] / 15 * (np.arange(num_classes) == 0)  # ends of bins
+    probabilities[:40, 1] = 1 - probabilities[:40, 0]
+    # Bins err to either side by turns, so it counts where they end.
+    right = rng.random(400) < np.where(np.ceil(probabilities.max(axis=1) * 15 - 1e-9) % 2, 0.98, 0.2)
+    labels = (probabilities.argmax(axis=1) + ~right) % num_classes
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     total = 0.0
     for low in np.arange(15) / 15:
