@@ -70,9 +70,9 @@ def load_set(spec: str, size: int, frames_per_recording: int = 4) -> LabelledSet
     """Read a labelled set.
 
     Args:
-        spec: a folder with a labels.csv in it or beside it (path, label, group; split and value where there are some), one in
-            UltraBench's layout, or a shard directory of ours that has labels. `KEY=FOLDER` reads one of the sets of
-            eval/ultrabench.py from its folder or from the one around it, and gives its classes their names.
+        spec: a folder with a labels.csv in it or beside it (path, label, group; split and value where there are some),
+            one in UltraBench's layout, or a shard directory of ours that has labels. `KEY=FOLDER` reads one of
+            the sets of eval/ultrabench.py from its folder or from the one around it, and names its classes.
         size: side S of the squares in pixels.
         frames_per_recording: evenly spaced frames of a cine; each has the label of its recording.
 

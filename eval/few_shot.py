@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from eval.partition import Partition, ProbeConfig, folds_of, inner_validation, partitions
-from eval.probe import ProbeResult, check_features, choose_and_predict, fit_and_predict, is_constant
+from eval.probe import ProbeResult, check_features, is_constant, predict_part
 from sharding.recording import InputError
 
 SHARES = (0.01, 0.05, 0.1, 0.5, 1.0)  # of the US-JEPA paper, section 5.3
@@ -113,11 +113,10 @@ def _fit(
     features: np.ndarray, labels: np.ndarray, groups: np.ndarray, part: Partition, cfg: ProbeConfig
 ) -> tuple[float, np.ndarray, int, bool]:
     """Chosen C, probabilities, unconverged fits, whether C was fixed."""
-    fitted, reported = (features[part.train], labels[part.train]), features[part.reported]
-    if part.val is not None:
-        return *choose_and_predict(*fitted, features[part.val], labels[part.val], reported, cfg), False
-    try:
-        inner_validation(fitted[1], groups[part.train], cfg)
-    except InputError:  # expected of few groups, and counted
-        return *fit_and_predict(*fitted, groups[part.train], reported, replace(cfg, strengths=(FIXED_STRENGTH,))), True
-    return *fit_and_predict(*fitted, groups[part.train], reported, cfg), False
+    reported, fixed = features[part.reported], False
+    if part.val is None:
+        try:
+            inner_validation(labels[part.train], groups[part.train], cfg)
+        except InputError:  # expected of few groups, and counted
+            cfg, fixed = replace(cfg, strengths=(FIXED_STRENGTH,)), True
+    return *predict_part(features, labels, groups, part, reported, cfg), fixed

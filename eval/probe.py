@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.logistic import Logistic, logistic_path
-from eval.partition import NOT_REPORTED, ProbeConfig, fold_of_each, folds_of, inner_validation, partitions
+from eval.partition import NOT_REPORTED, Partition, ProbeConfig, fold_of_each, folds_of, inner_validation, partitions
 from eval.weighted import macro_f1
 from sharding.recording import InputError
 
@@ -87,16 +87,21 @@ def linear_probe(
     probabilities = np.full((len(labels), int(labels.max()) + 1), np.nan)
     strengths, num_unconverged = [], 0
     for part in partitions(folds, splits):
-        fitted = features[part.train], labels[part.train]
-        if part.val is None:
-            found = fit_and_predict(*fitted, groups[part.train], features[part.reported], cfg)
-        else:
-            validation = features[part.val], labels[part.val]
-            found = choose_and_predict(*fitted, *validation, features[part.reported], cfg)
+        found = predict_part(features, labels, groups, part, features[part.reported], cfg)
         strengths.append(found[0])
         probabilities[part.reported] = found[1]
         num_unconverged += found[2]
     return ProbeResult(probabilities, folds, tuple(strengths), is_constant(probabilities, folds), num_unconverged)
+
+
+def predict_part(
+    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, part: Partition, asked: np.ndarray, cfg: ProbeConfig
+) -> tuple[float, np.ndarray, int]:
+    """The fair probe of one partition on any features (m, D); see `fit_and_predict` for what it returns."""
+    fitted = features[part.train], labels[part.train]
+    if part.val is None:
+        return fit_and_predict(*fitted, groups[part.train], asked, cfg)
+    return choose_and_predict(*fitted, features[part.val], labels[part.val], asked, cfg)
 
 
 def fit_and_predict(

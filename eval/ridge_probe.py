@@ -179,7 +179,7 @@ def _choose(features: np.ndarray, targets: np.ndarray, groups: np.ndarray, part:
         refit=False,
     )  # fmt: skip
     search.fit(features[rows], targets[rows], groups=None if part.val is not None else groups[rows])
-    return cfg.strengths[search.best_index_]
+    return cfg.strengths[int(search.best_index_)]
 
 
 def _ridge(alpha: float) -> Pipeline:

@@ -157,9 +157,9 @@ def segmentation_scores(
         counts[group] += np.bincount(cells.ravel(), minlength=num_classes**2).reshape(num_classes, -1)
     dice, iou = _overlaps(counts.sum(axis=0)[None])
     resampled = _overlaps(np.tensordot(group_weights(len(names), num_resamples, seed), counts, 1))
-    intervals = [tuple(interval_of(of_class) for of_class in values.T) for values in resampled]
+    of_dice, of_iou = (tuple(interval_of(of_class) for of_class in values.T) for values in resampled)
     foreground = interval_of(resampled[0][:, 1:].mean(axis=1))
-    return SegmentationScores(dice[0], iou[0], *intervals, float(dice[0, 1:].mean()), foreground)
+    return SegmentationScores(dice[0], iou[0], of_dice, of_iou, float(dice[0, 1:].mean()), foreground)
 
 
 def _folds(groups: np.ndarray, cfg: SegmentationConfig, splits: np.ndarray | None) -> np.ndarray:
