@@ -29,8 +29,8 @@ _CAPTIONS = {
 
 _PROTOCOLS = {
     "fair": "Standardised features, L2-logistic regression, its strength chosen on patients that are not scored.",
-    "paper": "The US-JEPA paper's: one linear layer on features as they are, one learning rate for every encoder; scored "
-    "is the mean of its five seeds' probabilities.",
+    "paper": "The US-JEPA paper's: one linear layer on features as they are, one learning rate for every encoder; "
+    "scored is the mean of its five seeds' probabilities.",
     "knn": "Votes of the nearest training frames by cosine.",
     "attentive": "One learned query over the patches, and a linear layer.",
 }
@@ -72,14 +72,13 @@ def _headlines(results: Json, protocol: str) -> Section:
 
 
 def _big_table(results: Json, protocol: str, metric: str) -> Section:
-    lines = collapsed(results, protocol)
-    text = "\n".join(
-        [f"{_PROTOCOLS[protocol]}", *(["An asterisk marks a probe that predicts one class."] if lines else [])]
-    )
-    named = MAIN_METRICS[metric]
-    title = f"All sets, protocol {protocol}: {named}"
-    first = metric == next(iter(MAIN_METRICS))
-    return Section(title, "\n".join([text, *lines]) if first else "", table=big_rows(results, protocol, metric))
+    lines = []
+    if metric == "macro_f1":
+        sentences = collapsed(results, protocol)
+        marks = ["An asterisk marks a probe that predicts one class."] if sentences else []
+        lines = [_PROTOCOLS[protocol], *marks, *sentences]
+    title = f"All sets, protocol {protocol}: {MAIN_METRICS[metric]}"
+    return Section(title, "\n".join(lines), table=big_rows(results, protocol, metric))
 
 
 def _of_set(results: Json, one: Json, pictures: dict[str, Json]) -> list[Section]:
@@ -140,7 +139,7 @@ def _curves(one: Json) -> list[Section]:
     if one["few_shot"]:
         caption = (
             "Macro F1 of the fair probe with part of the training patients, mean of five draws of them; shaded: 95 % "
-            "over scored patients and draws. Where a class has too few to choose the strength with, it is fixed (C = 1)."
+            "over scored patients and draws. Where a class has too few to choose the strength with, C is 1."
         )
         sections.append(Section(f"{name}: few shots", figures=(Figure(few_shot_png(one["few_shot"]), caption),)))
     if one["robustness"]:

@@ -198,8 +198,8 @@ def _latex_table(rows: Rows, protocol: str, metric: str) -> str:
     lines = [_latex_row(header), "\\midrule", *(_latex_row(row) for row in body)]
     columns = "l" + "c" * (len(header) - 1)
     caption = (
-        f"{_capital(metric)} of the {_escaped(protocol)} probe of frozen features, with 95\\,\\% intervals by bootstrap "
-        "over patients. An asterisk marks a probe that predicts one class."
+        f"{_capital(metric)} of the {_escaped(protocol)} probe of frozen features, with 95\\,\\% intervals by "
+        "bootstrap over patients. An asterisk marks a probe that predicts one class."
     )
     return "\n".join([
         "\\begin{table}", f"\\caption{{{caption}}}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule", *lines,
