@@ -126,3 +126,15 @@ def find_folder(one: BenchSet, place: Path) -> Path:
     raise InputError(
         f"set {one.key}: no {one.folder}_v* in {place}; get it from {one.source} ({one.how}). Terms: {one.terms}"
     )
+
+
+def sets_table() -> str:
+    """The table of README.md, in Markdown."""
+    header = ("`--sets`", "train / val / test", "split keeps whole", "get it from", "then", "licence")
+    rows = [header, ("---",) * len(header), *(_row(one) for one in BENCH_SETS)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
+def _row(one: BenchSet) -> tuple[str, ...]:
+    counts = " / ".join(f"{count:,}" for count in one.counts)
+    return f"`{one.key}=FOLDER`", counts, one.unit, one.source, one.how, one.terms
