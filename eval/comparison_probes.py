@@ -11,20 +11,23 @@ from typing import Any, Literal
 import numpy as np
 
 from eval.attentive_probe import ATTENTIVE, attentive_probe
+from eval.bootstrap import Interval, group_weights, indices_of_groups, interval_of
 from eval.cells import Json
 from eval.datasets import LabelledSet
 from eval.features import patches_inside
 from eval.few_shot import few_shot
 from eval.knn_probe import knn_probe
-from eval.metrics import Interval, bootstrap, interval_of, scores
+from eval.metrics import resampled_score, scores
 from eval.paper_probe import paper_probe
 from eval.partition import folds_of, partitions
 from eval.probe import ProbeConfig, ProbeResult, linear_probe, majority_probabilities, predict_part
 from eval.ridge_probe import RidgeConfig, regression_scores, ridge_probe
 from eval.segmentation_probe import SegmentationConfig, segmentation_probe, segmentation_scores
+from eval.weighted import macro_f1
 
 Protocol = Literal["fair", "paper", "knn", "attentive"]
 _HEADS = 4
+_RESAMPLES = 2000
 
 Features = Callable[[], np.ndarray]  # (n, D) float32, or tokens (n, N, D); made when they are asked for
 
@@ -84,11 +87,12 @@ def few_shot_cell(data: LabelledSet, cfg: ProbeConfig, features: np.ndarray) -> 
 def _few_shot_score(result: ProbeResult, data: LabelledSet) -> Json:
     assert result.by_seed is not None
     rows = result.reported
-    draws = {str(seed): values[rows] for seed, values in enumerate(result.by_seed)}
-    resampled = bootstrap(data.labels[rows], draws, data.groups[rows])
-    value = float(np.mean([one.macro_f1 for one in resampled.observed.values()]))
-    together = np.concatenate([one.macro_f1 for one in resampled.resampled.values()])
-    return _score(value, interval_of(together)) | {"num_fixed": result.num_fixed}
+    labels, group_of_each = data.labels[rows], indices_of_groups(data.groups[rows], int(rows.sum()))
+    weights = group_weights(int(group_of_each.max()) + 1, _RESAMPLES, seed=0)
+    draws = [values[rows] for values in result.by_seed]
+    observed = [macro_f1(labels, values) for values in draws]
+    resampled = [resampled_score("macro_f1", labels, values, group_of_each, weights) for values in draws]
+    return _score(float(np.mean(observed)), interval_of(np.concatenate(resampled))) | {"num_fixed": result.num_fixed}
 
 
 def degraded_macro_f1(data: LabelledSet, cfg: ProbeConfig, clean: np.ndarray, degraded: np.ndarray) -> list[float]:

@@ -9,8 +9,9 @@ from typing import get_args
 
 import numpy as np
 
+from eval.bootstrap import Bootstrap, bootstrap
 from eval.cells import Json
-from eval.metrics import Bootstrap, Metric, Scores, bootstrap, holm
+from eval.metrics import Metric, Scores, holm
 
 MAIN_METRICS = {"macro_f1": "macro F1", "auroc": "AUROC"}
 MORE_METRICS = {

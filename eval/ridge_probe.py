@@ -12,7 +12,7 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, PredefinedSplit
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from eval.metrics import Interval, group_weights, interval_of
+from eval.bootstrap import Interval, group_weights, interval_of
 from eval.partition import NOT_REPORTED, Partition, check_splits, partitions
 from sharding.recording import InputError
 

@@ -13,7 +13,7 @@ from sklearn.model_selection import GroupKFold
 from torch import nn
 from torch.nn import functional
 
-from eval.metrics import Interval, group_weights, interval_of
+from eval.bootstrap import Interval, group_weights, interval_of
 from eval.partition import NOT_REPORTED, check_splits, partitions
 from eval.weighted import check_class_indices
 from sharding.recording import InputError

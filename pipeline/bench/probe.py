@@ -25,7 +25,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from eval.metrics import paired_bootstrap
+from eval.bootstrap import paired_bootstrap
 from eval.paper_probe import PAPER, fit_layer
 from eval.partition import Partition, ProbeConfig, fold_of_each, inner_validation, partitions
 from eval.probe import fit_and_predict

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from eval import comparison
+from eval.bootstrap import bootstrap
 from eval.cells import Json
 from eval.comparison import ComparisonConfig, compare
 from eval.datasets import LabelledSet, load_set
 from eval.encoders import open_encoder
 from eval.features import extract, patches_inside
-from eval.metrics import bootstrap, scores
+from eval.metrics import scores
 from eval.probe import ProbeConfig, linear_probe
 from eval.results import MAJORITY, METRICS, find_pair
 from eval.ultrabench import BENCH_SETS

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
 
-from eval.metrics import Interval, bootstrap, group_weights, scores
+from eval.bootstrap import Interval, bootstrap, group_weights
+from eval.metrics import scores
 from eval.weighted import weighted_auroc
 from sharding.recording import InputError
 

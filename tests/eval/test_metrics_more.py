@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from eval.metrics import bootstrap, group_weights, holm, paired_bootstrap, scores
+from eval.bootstrap import bootstrap, group_weights, paired_bootstrap
+from eval.metrics import holm, scores
 from eval.weighted import weighted_average_precision
 from tests.eval.test_metrics import drawn_case
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from eval.attentive_probe import attentive_probe
+from eval.bootstrap import bootstrap
 from eval.descent import DescentConfig, content_order
 from eval.few_shot import few_shot
 from eval.knn_probe import knn_probe
-from eval.metrics import bootstrap, scores
+from eval.metrics import scores
 from eval.paper_probe import paper_probe
 from eval.partition import ProbeConfig, fold_of_each
 from eval.probe import ProbeResult, choose_and_predict, linear_probe, majority_probabilities

@@ -7,7 +7,7 @@ from sklearn.metrics import mean_absolute_error, r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from eval.metrics import group_weights
+from eval.bootstrap import group_weights
 from eval.ridge_probe import RidgeConfig, regression_scores, ridge_probe
 from sharding.recording import InputError
 from tests.eval.labelled import splits_of

@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import f1_score, jaccard_score
 from torch.nn import functional
 
-from eval.metrics import group_weights
+from eval.bootstrap import group_weights
 from eval.segmentation_probe import SegmentationConfig, _Head, segmentation_probe, segmentation_scores
 from sharding.recording import InputError
 from tests.eval.labelled import splits_of
