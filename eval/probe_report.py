@@ -1,11 +1,14 @@
 """report.html of a comparison: headlines, the big table, and for every set its scores, tests, curves and pictures."""
 
 import base64
+import re
+from dataclasses import replace
 
 from eval.cells import Json
 from eval.probe_figures import confusions_png, few_shot_png, intervals_png, robustness_png
 from eval.probe_tables import (
     INTERVALS,
+    Rows,
     big_rows,
     collapsed,
     measure_rows,
@@ -16,9 +19,11 @@ from eval.probe_tables import (
 )
 from eval.results import MAIN_METRICS
 from eval.robustness import relative_drop
+from eval.weighted import BINARY
 from sharding.page import Figure, Section, render_page
 
 Pictures = dict[str, dict[str, Json]]  # set, encoder, kind: PNG as base64
+_INTERVAL = re.compile(r"\(.*?\)|[-+]\S+ to \S+")
 _MAX_SHOWN = 4  # encoders with pictures of frames, for a page that can be mailed
 _CAPTIONS = {
     "patches": "{}: patch features of frames, their first three principal components as colours; equal colours, alike "
@@ -34,7 +39,10 @@ _PROTOCOLS = {
     "knn": "Votes of the nearest training frames by cosine.",
     "attentive": "One learned query over the patches, and a linear layer.",
 }
-_MORE = "The calibration error (15 bins) has no interval: a resample repeats frames, and would always err more."
+_MORE = (
+    "Average precision: of {}. The calibration error (15 bins) has no interval: a resample repeats frames, and would "
+    "always err more."
+)
 _MEASURES: dict[str, tuple[str, dict[str, str]]] = {
     "label_free": ("Measures of the features that use no label.", {}),
     "segmentation": (
@@ -63,7 +71,17 @@ def probe_page(results: Json, pictures: Pictures) -> str:
         f"Frozen encoders, probed on labelled sets. {INTERVALS} Differences: in pairs, over the same resamples; "
         "p-values: Holm's correction over the sets."
     )
-    return render_page("Probe comparison", lead, sections)
+    return render_page(
+        "Probe comparison", lead, [replace(one, table=_for_narrow_screens(one.table)) for one in sections]
+    )
+
+
+def _for_narrow_screens(table: Rows) -> Rows:
+    """Intervals stay in one piece, so that a cell has at most two lines."""
+    return tuple(
+        tuple(_INTERVAL.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), cell) for cell in row)
+        for row in table
+    )
 
 
 def _headlines(results: Json, protocol: str) -> Section:
@@ -90,7 +108,9 @@ def _of_set(results: Json, one: Json, pictures: dict[str, Json]) -> list[Section
             Figure(confusions_png(table, one["classes"]), f"{name}, {protocol}: confusion matrices, counts of frames."),
         )
         sections.append(Section(f"{name}: scores, {protocol}", verdict(table), score_rows(table), plots))
-        sections.append(Section(f"{name}: more scores, {protocol}", _MORE, more_rows(table)))
+        sections.append(
+            Section(f"{name}: more scores, {protocol}", _MORE.format(_positive(one["classes"])), more_rows(table))
+        )
         sections += [
             Section(f"{name}: differences, {protocol}", table=pair_rows(table, first))
             for first in _compared(results, table)
@@ -124,6 +144,11 @@ def _facts(one: Json) -> Section:
     if one["num_refused"]:
         lines.append(f"{one['num_refused']} recordings could not be read and are not in the tables.")
     return Section(one["name"], "\n".join(lines))
+
+
+def _positive(classes: list[str]) -> str:
+    """What average precision is of; see `scores` in eval/metrics.py."""
+    return classes[1] if len(classes) == BINARY else "each class against the others, the mean"
 
 
 def _use_of(splits: dict[str, int] | None) -> str:
