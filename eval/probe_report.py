@@ -23,7 +23,7 @@ from eval.weighted import BINARY
 from sharding.page import Figure, Section, render_page
 
 Pictures = dict[str, dict[str, Json]]  # set, encoder, kind: PNG as base64
-_INTERVAL = re.compile(r"\(.*?\)|[-+]\S+ to \S+")
+_INTERVAL = re.compile(r"\(\d.*?\)|[-+]\S+ to \S+")
 _MAX_SHOWN = 4  # encoders with pictures of frames, for a page that can be mailed
 _CAPTIONS = {
     "patches": "{}: patch features of frames, their first three principal components as colours; equal colours, alike "
