@@ -8,7 +8,7 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui bench-embed bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture
+.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui bench-embed bench-probe bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -50,7 +50,7 @@ shards: setup  ## SRC=folder OUT=folder [ARGS="--public ..."]
 pretrain: setup  ## CONFIG=file NUM_GPUS=n [ARGS="optim.lr=3e-4 ..."]
 	$(BIN)/us-jepa pretrain --num-gpus $(NUM_GPUS) --config $(CONFIG) $(ARGS)
 
-probe: setup  ## RUN=run directory DATA=labelled folder, or ENCODERS=a,b SETS=x,y OUT=folder [ARGS="--protocol fair,paper ..."]
+probe: setup  ## RUN=run directory DATA=labelled folder, or ENCODERS=a,b SETS=x,y OUT=folder [ARGS="--protocol fair,paper,knn,attentive --few-shot --robustness"]
 	$(BIN)/us-jepa probe $(if $(ENCODERS),--encoders $(ENCODERS) --sets $(SETS) --out $(OUT),$(RUN) --data $(DATA)) $(ARGS)
 
 review: setup  ## MLflow with links: health of pretrainings, comparison of probes
@@ -82,6 +82,9 @@ bench-gpu: setup  ## ViT-S, B and L on a CUDA device: speed, memory, compiled, s
 
 bench-embed: setup  ## us-jepa embed beside the bare encoder, on the same frames
 	$(BIN)/python -m pipeline.bench.embed
+
+bench-probe: setup  ## the fair probe beside cold scikit-learn and the paper's loop, on the same grid; exit code 1 below a gate
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.bench.probe
 
 .venv/.learn: .venv/.ready
 	$(BIN)/pip install --quiet -e ".[learn]"

@@ -112,4 +112,4 @@ def _bullets(facts: dict[str, Any]) -> str:
 def _probe_text(table: ProbeTable) -> str:
     header, *rows = table.rows
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ("---",) * len(header), *rows)]
-    return f"Linear probe on {table.name}. {table.verdict}\n\n" + "\n".join(lines)
+    return f"Probe `{table.protocol}` on {table.name}. {table.verdict}\n\n" + "\n".join(lines)

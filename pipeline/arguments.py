@@ -79,7 +79,8 @@ def _add_probe(commands: _Commands) -> None:
         Either RUN with --data, or --encoders with --sets. The same command continues what was stopped.""",
         epilog="""Encoders: a run directory or encoder folder, teacher:RUN, init:RUN, a timm name, random:NAME,
         hf:FOLDER, pixels, or a published name; NAME=FILE gives weights. Sets: a folder with labels.csv (path, label,
-        group) in or above it.""",
+        group) in or above it, shards with labels, or KEY=FOLDER for a set of the paper, such as busbra=/data/busbra. A
+        column split: fitted on train, chosen on val, scored on test; a column value: ridge regression of it, too.""",
     )
     add = probe.add_argument
     add("run", type=Path, nargs="?", help="run directory of a finished pretraining: its student, teacher and start")
@@ -87,11 +88,14 @@ def _add_probe(commands: _Commands) -> None:
     add("--encoders", metavar="A,B,...", help="what is compared; pixels and the majority class are always there")
     add("--sets", metavar="X,Y,...", help="what on")
     add("--out", type=Path, help="folder of the results (RUN/probe/SET with RUN; needed without)")
-    add("--protocol", default="fair", help="some of fair (%(default)s)")
+    add(
+        "--protocol", default="fair", help="some of fair,paper,knn,attentive; the first is the headline's (%(default)s)"
+    )
     add("--pooling", choices=("mean", "cls", "last4"), default="mean", help="of patch features (%(default)s)")
     add("--size", type=int, help="side of the frames in pixels (224; with RUN that of its student)")
     add("--frames", type=int, default=4, help="evenly spaced, of a cine (%(default)s)")
     add("--folds", type=int, default=5, help="by group, where a set has no splits (%(default)s)")
+    add("--few-shot", action="store_true", help="also with 1, 5, 10, 50, 100 %% of the training patients")
     add("--robustness", action="store_true", help="also on degraded frames: 18 more passes per encoder and set")
     add("--no-frames", action="store_true", help="no pictures of frames in report.html")
 

@@ -129,7 +129,7 @@ def _comparison(args: argparse.Namespace) -> "tuple[ComparisonConfig, Path]":
     else:
         cfg = ComparisonConfig(tuple(args.encoders.split(",")), tuple(args.sets.split(",")), probe=probe)
     changed = {"protocols": parse_protocols(args.protocol), "pooling": args.pooling, "robustness": args.robustness}
-    changed |= {"pictures": not args.no_frames, "frames_per_recording": args.frames}
+    changed |= {"few_shot": args.few_shot, "pictures": not args.no_frames, "frames_per_recording": args.frames}
     return replace(cfg, **changed, **({"size": args.size} if args.size else {})), out
 
 

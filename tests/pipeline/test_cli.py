@@ -113,9 +113,12 @@ def test_encoders_are_compared_from_the_shell(labelled: Path, tmp_path: Path) ->
     out = tmp_path / "probe"
     command = ("us-jepa", "probe", "--encoders", "random:test_vit", "--sets", str(labelled), "--out", str(out))
     store = f"sqlite:///{tmp_path}/mlflow.db"
-    done = run_command(*command, "--size", "32", "--frames", "1", "--folds", "3", MLFLOW_TRACKING_URI=store)
+    more = ("--size", "32", "--frames", "1", "--folds", "3", "--protocol", "fair,knn", "--few-shot")
+    done = run_command(*command, *more, MLFLOW_TRACKING_URI=store)
     assert done.returncode == 0, done.stderr
     assert "random test_vit" in done.stdout
+    assert "Probe (knn) on" in done.stdout
+    assert "few shots" in (out / "report.html").read_text()
     assert "next:    make review" in done.stdout
     names = {"results.json", "table.md", "table.tex", "report.html", "mlflow_run.json"}
     assert names < {path.name for path in out.iterdir()}
