@@ -19,6 +19,9 @@ _LOADING["hf"] = _LOADING["timm"] + (
     '\n\n# or\nmodel = transformers.AutoModel.from_pretrained("FOLDER").eval()\n'
     "tokens = model(pixel_values=x).last_hidden_state"
 )
+_CHECK = (  # tools notice a file that was cut short, not a weight that was altered
+    "Check the files before you load them: `sha256sum -c SHA256SUMS` in this folder."
+)
 _NORMALISED = "`x` is `(images - {mean}) / {std}`; average the tokens whose patch has a pixel inside the region."
 _POOLED = "Both inputs are float32; `embeddings` are the mean of the tokens inside the region."
 
@@ -47,6 +50,7 @@ def model_card(
         f"Input: `images` (B, {channels}, {side}, {side}), grey levels in 0..1; the ultrasound region, stretched to "
         "its 2 and 98 % grey levels and fitted into a black square. Output: patch tokens, row by row.",
         f"```python\n{_LOADING[to]}\n```",
+        _CHECK,
         pooled,
         "## Training\n\n" + _bullets(_origin(config) | _recipe(cfg)),
         "## Data\n\n" + "\n".join(map(_data_set, cfg.data.shards)),
