@@ -21,6 +21,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="the whole line in minutes")
     demo.add_argument("--out", type=Path, default=Path("build/demo"), help="(%(default)s)")
     _add_doctor(commands)
+    _add_plan(commands)
     return parser
 
 
@@ -167,6 +168,32 @@ def _add_shards(commands: _Commands) -> None:
     where.add_argument("--dask", metavar="ADDRESS", help="run on a Dask cluster, tcp://host:8786; needs shared folders")
     where.add_argument("--unit", metavar="I/N", help="run slice I of N (from 0), for job arrays on one OUT")
     where.add_argument("--dry-run", action="store_true", help="try some sources, write nothing, say how long it takes")
+
+
+def _add_plan(commands: _Commands) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="what N frames take: shards, bytes, CPU and GPU hours, nodes",
+        description="Prints a Markdown table with every formula, and how each rate is known. With --measure it "
+        "measures the rates of this machine first, through small real jobs, and writes them to the file of --rates.",
+    )
+    add = plan.add_argument
+    add(
+        "--frames",
+        type=float,
+        nargs="+",
+        default=[1e5, 1e7, 1e9],
+        help="accepted frames, such as 1e9; several give several columns",
+    )
+    add("--gpus", type=int, nargs="+", default=[8], help="for all sizes, or one for each (8); 0: train on processors")
+    add("--model", default="vit_base", metavar="NAME", help="config of train/configs, or a YAML file (vit_base)")
+    add("--epochs", type=float, default=100, help="passes over the frames (100, as the paper)")
+    add("--gpus-per-node", type=int, default=8, help="(8)")
+    add("--cores-per-node", type=int, help="that shard and decode (96; with --gpus 0 those of this machine)")
+    add("--rates", type=Path, metavar="FILE", help="measured rates; none: those of a cloud machine with 2 cores")
+    add("--measure", action="store_true", help="measure this machine and write --rates FILE")
+    add("--source", type=Path, help="with --measure: some hundred of your own scans; none: generated cines")
+    add("--folder", type=Path, default=Path("build/plan"), help="with --measure: where to work (build/plan)")
 
 
 def _default_key() -> Path:

@@ -10,6 +10,7 @@ us-jepa export RUN OUT      for timm, transformers, onnxruntime, torch.export; w
 us-jepa embed RUN SRC OUT   a vector per frame and clip, as Parquet; or what is most like a query
 us-jepa demo                all of it, on generated and real recordings, in minutes
 us-jepa doctor [SHARDS]     is this machine ready, and does the stream keep up?
+us-jepa plan --frames 1e9   shards, bytes, CPU and GPU hours, nodes, with every formula
 """
 
 import argparse
@@ -168,6 +169,13 @@ def _doctor(args: argparse.Namespace) -> int:
     return examine(args.shards, args.ranks, args.workers, args.need, args.cap)
 
 
+def _plan(args: argparse.Namespace) -> int:
+    from pipeline.foresee import Asked, print_plan
+
+    print_plan(Asked(**{name: value for name, value in vars(args).items() if name != "name"}))
+    return 0
+
+
 # in the order of --help
 _COMMANDS = {
     "shards": _shards,
@@ -179,6 +187,7 @@ _COMMANDS = {
     "embed": _embed,
     "demo": _demo,
     "doctor": _doctor,
+    "plan": _plan,
 }
 
 

@@ -108,7 +108,7 @@ def _speed(dataset: PositionDataset, world: int, num_workers: int, images_per_s:
     seconds = time.perf_counter() - started
     batches.close()  # type: ignore[attr-defined]
     yield seconds < _FIRST_BATCH, f"first batch of {_BATCH} at step 10^6: {seconds:.2f} s (below {_FIRST_BATCH:.0f})"
-    rate, num_read, num_bad = _decode_rate(dataset)
+    rate, num_read, num_bad = decode_rate(dataset)
     yield num_bad == 0, f"{num_bad} bad samples among {num_read}" + ("; `us-jepa verify` names them" if num_bad else "")
     num_cores = len(os.sched_getaffinity(0))
     usable, need = rate * min(world * max(num_workers, 1), num_cores), images_per_s * world
@@ -126,7 +126,7 @@ def _advice(num_cores: float, world: int) -> str:
     return f"; set run.num_workers to {num_workers} on {math.ceil(num_cores)} cores, or shard with --codec zstd"
 
 
-def _decode_rate(dataset: PositionDataset) -> tuple[float, int, int]:
+def decode_rate(dataset: PositionDataset) -> tuple[float, int, int]:
     """Frames per second of one core, how many were read, and how many of them are bad."""
     num_read = num_bad = 0
     started = time.perf_counter()

@@ -1,0 +1,209 @@
+"""`us-jepa plan --measure`: the rates of this machine, from small jobs that go through the real commands.
+
+A short and a longer sharding job tell the start of a job from its rate; a few steps do the same for training.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from pipeline.doctor import decode_rate
+from pipeline.plan import device_name
+from pipeline.rates import PROCESSOR, Rate, Rates, today
+from sharding.cache import ShardCache
+from sharding.manifest import load_manifest
+from sharding.order import Mixture
+from sharding.recording import InputError
+from sharding.shard_set import find_shards
+from sharding.sources.synthetic import Geometry, SyntheticSpec, generate
+from sharding.sources.synthetic_files import write_dicom
+from sharding.stream import PositionDataset
+from sharding.tar_index import cache_folder
+from train.config import PretrainConfig
+from train.smoke import teacher_arch
+
+_SIZE, FRAMES_PER_CINE = (480, 640), 30  # rows and columns of generated cines
+_SHORT, _LONG = 0.2, 1.0  # shares of the sources
+_STEPS, _WARM = 8, 2  # of pretraining; of those, not counted
+_CPU_BATCH = 32  # images of a step on a processor, whose rate hardly depends on it
+_DECODE_BATCH, _CANVAS, _CACHE_BYTES = 64, 256, 50 << 30
+
+
+def measure(cfg: PretrainConfig, config: Path, folder: Path, source: Path | None, num_files: int) -> Rates:
+    """Measure sharding, reading, and training by a config.
+
+    Args:
+        cfg: trained for a few steps, with a random teacher of the same size.
+        config: its file; the stem names it in the rates.
+        folder: to work in; made if it does not exist.
+        source: some of the user's own scans; None generates cines.
+        num_files: that are generated.
+
+    Raises:
+        InputError: what the commands say, or too few sources.
+
+    """
+    source = source or write_cines(folder / "source", num_files, seed=1)
+    sharding = measure_sharding(source, folder)
+    train, start = measure_training(cfg, config, folder / "shards-1", folder / "runs" / config.stem)
+    key = f"{config.stem} on {device_name()}"
+    return Rates(
+        machine=f"{os.cpu_count()} cores, {_processor()}", date=today(), **sharding,
+        decode=_decode(folder / "shards-1"), train={key: train}, train_start={key: start},
+    )  # fmt: skip
+
+
+def write_cines(folder: Path, num_files: int, seed: int, size: tuple[int, int] = _SIZE) -> Path:
+    """Generated cines as JPEG baseline DICOM, one patient each, on all cores; those that are there stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [number for number in range(num_files) if not (folder / f"{number:06d}.dcm").exists()]
+    with ProcessPoolExecutor(_num_cores(), get_context("spawn")) as pool:
+        list(pool.map(_write_cine, [folder] * len(missing), missing, [(seed, *size)] * len(missing), chunksize=4))
+    return folder
+
+
+def _write_cine(folder: Path, number: int, how: tuple[int, int, int]) -> None:
+    seed, rows, columns = how
+    spec = SyntheticSpec(
+        get_args(Geometry)[number % 3], number // 3 % 3, FRAMES_PER_CINE, rows, columns, seed * 1_000_003 + number,
+        patient_id=f"PLAN-{seed}-{number}",
+    )  # fmt: skip
+    temporary = folder / f".{number:06d}.tmp"
+    write_dicom(generate(spec), spec, temporary)
+    temporary.rename(folder / f"{number:06d}.dcm")
+
+
+def shard(source: Path, out: Path, key: Path) -> float:
+    """Shard a folder from the shell, on all cores; returns the seconds, start of Python included.
+
+    Raises:
+        InputError: the command failed.
+
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    words = ["shards", str(source), str(out), "--dataset", "plan", "--key-file", str(key)]
+    return _run([*words, "--workers", str(_num_cores())])
+
+
+def measure_sharding(source: Path, folder: Path) -> dict[str, Rate]:
+    """The fields of Rates that sharding gives.
+
+    Raises:
+        InputError: fewer than 10 files, or the command failed.
+
+    """
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    if len(files) < 1 / _SHORT * 2:
+        raise InputError(f"plan: {source} has {len(files)} files; give at least {round(2 / _SHORT)} to measure with")
+    seconds, frames, num_bytes = [], [], 0
+    for number, share in enumerate((_SHORT, _LONG)):
+        some = files[: round(len(files) * share)]
+        out = folder / f"shards-{number}"
+        seconds.append(shard(_linked(some, source, folder / f"source-{number}"), out, folder / "key"))
+        frames.append(load_manifest(out).num_samples())
+        num_bytes = sum(path.stat().st_size for path in some)
+    rate = (frames[1] - frames[0]) / (seconds[1] - seconds[0]) / _num_cores()
+    start = max(0.0, seconds[0] - frames[0] / rate / _num_cores())
+    shards = load_manifest(folder / "shards-1").shards
+    said = f"{len(files)} sources, {frames[1]} frames, {_num_cores()} processes"
+    return {
+        "shard": Rate(value=rate, unit="frames/s per core", source=said),
+        "shard_start": Rate(value=start, unit="s", source=f"jobs of {frames[0]} and {frames[1]} frames"),
+        "frames_per_source": Rate(value=frames[1] / len(files), unit="frames", source=said),
+        "source_bytes": Rate(value=num_bytes / frames[1], unit="bytes per frame", source=said),
+        "shard_bytes": Rate(
+            value=sum(one.num_bytes for one in shards) / frames[1], unit="bytes per frame", source=said
+        ),
+    }
+
+
+def _linked(files: list[Path], source: Path, folder: Path) -> Path:
+    """A folder with links to some files of another. InputError where they lie on two disks."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for path in files:
+        (folder / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / path.relative_to(source)).hardlink_to(path)  # no copy of a scan is made
+        except OSError as error:
+            raise InputError(f"plan: {folder} is on another disk than {source}; give a --folder beside it") from error
+    return folder
+
+
+def measure_training(cfg: PretrainConfig, config: Path, shards: Path, run_dir: Path) -> tuple[Rate, Rate]:
+    """Images per second, and seconds before the first step and after the last.
+
+    Raises:
+        InputError: the command failed.
+
+    """
+    seconds = pretrain(cfg, config, shards, run_dir, _STEPS, "run.log_every=1", "data.val_samples=0")
+    lines = [json.loads(line)["metrics"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    found = [line["perf/images_per_s"] for line in lines if "perf/images_per_s" in line]
+    rate = statistics.median(found[_WARM:])
+    images = _STEPS * (min(cfg.optim.batch, _CPU_BATCH) if device_name() == PROCESSOR else cfg.optim.batch)
+    said = f"{_STEPS - _WARM} steps of {config.name}"
+    return (
+        Rate(value=rate, unit="images/s per device", source=said),
+        Rate(value=max(0.0, seconds - images / rate), unit="s", source=said),
+    )
+
+
+def _decode(shards: Path) -> Rate:
+    cache = ShardCache(cache_folder() / "shards", _CACHE_BYTES)
+    found = find_shards(str(shards), cache)
+    counts = (np.array([shard.num_samples for shard in found.shards]),)
+    rate, num_read, _ = decode_rate(PositionDataset([found], Mixture(counts, 0, _DECODE_BATCH, 0), _CANVAS, cache))
+    return Rate(value=rate, unit="frames/s per core", source=f"{num_read} frames")
+
+
+def pretrain_overrides(cfg: PretrainConfig, shards: Path, run_dir: Path, steps: int) -> list[str]:
+    """A config on some shards for some steps, with a random teacher of the same size, recorded in the run's folder."""
+    words = [f"data.shards=[{shards}]", f"run.dir={run_dir}", f"optim.steps={steps}", "optim.warmup_steps=0"]
+    words += [f"run.save_every={steps}", "run.copy_to=null", "run.probe=null", "data.weights=[]"]
+    words += [f"run.tracking_uri=sqlite:///{run_dir.resolve().parent}/mlflow.db"]
+    if cfg.teacher is not None:
+        words += [f"teacher.source=random:{teacher_arch(cfg)}", "teacher.weights=null"]
+    if device_name() == PROCESSOR:
+        batch = min(cfg.optim.batch, _CPU_BATCH)
+        words += [f"optim.batch={batch}", f"run.micro_batch={batch}", "run.compile=false"]
+    return words
+
+
+def pretrain(cfg: PretrainConfig, config: Path, shards: Path, run_dir: Path, steps: int, *more: str) -> float:
+    """Pretrain from the shell, on one device, from nothing; returns the seconds, start of Python included.
+
+    Raises:
+        InputError: the command failed.
+
+    """
+    shutil.rmtree(run_dir, ignore_errors=True)
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    return _run(["pretrain", "--config", str(config), *pretrain_overrides(cfg, shards, run_dir, steps), *more])
+
+
+def _processor() -> str:
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return names[0].partition(": ")[2] if names else "unknown processor"
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _run(words: list[str]) -> float:
+    command = [sys.executable, "-m", "pipeline.cli", *words]
+    started = time.perf_counter()
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise InputError(f"plan: `us-jepa {words[0]}` failed while measuring: {done.stderr.strip()[-500:]}")
+    return time.perf_counter() - started
