@@ -146,15 +146,17 @@ def measure_training(cfg: PretrainConfig, config: Path, shards: Path, run_dir: P
         InputError: the command failed.
 
     """
-    seconds = pretrain(cfg, config, shards, run_dir, _STEPS, "run.log_every=1", "data.val_samples=0")
+    batch = min(cfg.optim.batch, _CPU_BATCH) if device_name() == PROCESSOR else cfg.optim.batch
+    words = [f"optim.batch={batch}", f"run.micro_batch={min(batch, cfg.run.micro_batch)}", "run.log_every=1"]
+    words += [f"run.save_every={_STEPS}", "data.val_samples=0"]
+    seconds = pretrain(cfg, config, shards, run_dir, _STEPS, *words)
     lines = [json.loads(line)["metrics"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     found = [line["perf/images_per_s"] for line in lines if "perf/images_per_s" in line]
     rate = statistics.median(found[_WARM:])
-    images = _STEPS * (min(cfg.optim.batch, _CPU_BATCH) if device_name() == PROCESSOR else cfg.optim.batch)
     said = f"{_STEPS - _WARM} steps of {config.name}"
     return (
         Rate(value=rate, unit="images/s per device", source=said),
-        Rate(value=max(0.0, seconds - images / rate), unit="s", source=said),
+        Rate(value=max(0.0, seconds - _STEPS * batch / rate), unit="s", source=said),
     )
 
 
@@ -169,13 +171,10 @@ def _decode(shards: Path) -> Rate:
 def pretrain_overrides(cfg: PretrainConfig, shards: Path, run_dir: Path, steps: int) -> list[str]:
     """A config on some shards for some steps, with a random teacher of the same size, recorded in the run's folder."""
     words = [f"data.shards=[{shards}]", f"run.dir={run_dir}", f"optim.steps={steps}", "optim.warmup_steps=0"]
-    words += [f"run.save_every={steps}", "run.copy_to=null", "run.probe=null", "data.weights=[]"]
+    words += ["run.copy_to=null", "run.probe=null", "data.weights=[]"]
     words += [f"run.tracking_uri=sqlite:///{run_dir.resolve().parent}/mlflow.db"]
     if cfg.teacher is not None:
         words += [f"teacher.source=random:{teacher_arch(cfg)}", "teacher.weights=null"]
-    if device_name() == PROCESSOR:
-        batch = min(cfg.optim.batch, _CPU_BATCH)
-        words += [f"optim.batch={batch}", f"run.micro_batch={batch}", "run.compile=false"]
     return words
 
 
