@@ -55,7 +55,7 @@ def model_card(
         "## Training\n\n" + _bullets(_origin(config) | _recipe(cfg)),
         "## Data\n\n" + "\n".join(map(_data_set, cfg.data.shards)),
         f"Licence of the data: {data_licence or 'not given by whoever exported this; ask before you pass it on'}.",
-        "## Probe\n\n" + ("\n\n".join(map(_probe_text, tables)) or "Not probed when it was exported."),
+        "## Probe\n\n" + ("\n\n".join(map(probe_text, tables)) or "Not probed when it was exported."),
         "## Use\n\nFor research: features for classifiers, retrieval and segmentation heads that are trained and "
         "validated on your own labelled data, with patients kept apart.",
         "## Limits\n\nNo medical device, and not evaluated for diagnosis. Features may carry scanner, site and "
@@ -113,7 +113,8 @@ def _bullets(facts: dict[str, Any]) -> str:
     return "\n".join(f"- {key}: `{value}`" for key, value in facts.items())
 
 
-def _probe_text(table: ProbeTable) -> str:
+def probe_text(table: ProbeTable) -> str:
+    """A probe table in Markdown, with its verdict."""
     header, *rows = table.rows
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ("---",) * len(header), *rows)]
     return f"Linear probe on {table.name}. {table.verdict}\n\n" + "\n".join(lines)

@@ -22,6 +22,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("build/demo"), help="(%(default)s)")
     _add_doctor(commands)
     _add_plan(commands)
+    _add_promote(commands)
     return parser
 
 
@@ -168,6 +169,23 @@ def _add_shards(commands: _Commands) -> None:
     where.add_argument("--dask", metavar="ADDRESS", help="run on a Dask cluster, tcp://host:8786; needs shared folders")
     where.add_argument("--unit", metavar="I/N", help="run slice I of N (from 0), for job arrays on one OUT")
     where.add_argument("--dry-run", action="store_true", help="try some sources, write nothing, say how long it takes")
+
+
+def _add_promote(commands: _Commands) -> None:
+    promote = commands.add_parser(
+        "promote",
+        help="register an encoder in MLflow; into use if it beats what is in use",
+        description="""Registers the exported encoder with its probe table and gives it the alias `candidate`; and
+        `champion` where it beats the champion in the paired test of a comparison that has both: a significant
+        difference of macro F1 on a set at least, and none against it.""",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = promote.add_argument
+    add("run", type=Path, help="run directory of a finished pretraining")
+    add("--probe", type=Path, metavar="DIR", help="folder of `us-jepa probe`; None is the only one below RUN/probe")
+    add("--name", default="us-jepa", dest="model", help="of the registered model")
+    add("--force", action="store_true", help="champion whatever the paired test says; a tag says so")
+    add("--data-licence", default="", metavar="TEXT", help="of the data it was trained on, for the model card")
 
 
 def _add_plan(commands: _Commands) -> None:

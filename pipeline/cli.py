@@ -7,6 +7,7 @@ us-jepa pretrain --config   the same as `deepspeed train/pretrain.py`
 us-jepa probe RUN --data    linear probe: random init, teacher, student
 us-jepa probe --encoders    any encoders on any labelled sets, compared in pairs
 us-jepa export RUN OUT      for timm, transformers, onnxruntime, torch.export; with a model card
+us-jepa promote RUN         into MLflow's model registry; champion if it beats the champion
 us-jepa embed RUN SRC OUT   a vector per frame and clip, as Parquet; or what is most like a query
 us-jepa demo                all of it, on generated and real recordings, in minutes
 us-jepa doctor [SHARDS]     is this machine ready, and does the stream keep up?
@@ -176,6 +177,13 @@ def _plan(args: argparse.Namespace) -> int:
     return 0
 
 
+def _promote(args: argparse.Namespace) -> int:
+    from pipeline.promote import Promotion, promote
+
+    print(promote(Promotion(args.run, args.probe, args.model, args.data_licence, args.force)))
+    return 0
+
+
 # in the order of --help
 _COMMANDS = {
     "shards": _shards,
@@ -188,6 +196,7 @@ _COMMANDS = {
     "demo": _demo,
     "doctor": _doctor,
     "plan": _plan,
+    "promote": _promote,
 }
 
 
