@@ -1,15 +1,14 @@
 """`us-jepa plan --measure`: the rates of this machine, from small jobs that go through the real commands.
 
-A short and a longer sharding job tell the start of a job from its rate; a few steps do the same for training.
+A short and a longer job tell the start of a job from its rate. What runs on processors is timed by the CPU time of all
+processes, so that a rate is that of a core which has nothing else to do; what runs on a GPU by the wall clock.
 """
 
-import json
 import os
 import shutil
-import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from pipeline.doctor import decode_rate
 from pipeline.plan import device_name
 from pipeline.rates import PROCESSOR, Rate, Rates, today
+from pipeline.timed import Took, run_timed
 from sharding.cache import ShardCache
 from sharding.manifest import load_manifest
 from sharding.order import Mixture
@@ -33,9 +33,9 @@ from train.config import PretrainConfig
 from train.smoke import teacher_arch
 
 _SIZE, FRAMES_PER_CINE = (480, 640), 30  # rows and columns of generated cines
-_SHORT, _LONG = 0.2, 1.0  # shares of the sources
-_STEPS, _WARM = 8, 2  # of pretraining; of those, not counted
-_CPU_BATCH = 32  # images of a step on a processor, whose rate hardly depends on it
+_SHORT, _FEWEST = 0.2, 10  # share of the sources that make the short job; sources
+_STEPS = (2, 14)  # of the short and the long pretraining
+_CPU_BATCH = 16  # images of a step on a processor, whose rate hardly depends on it
 _DECODE_BATCH, _CANVAS, _CACHE_BYTES = 64, 256, 50 << 30
 
 
@@ -67,7 +67,7 @@ def write_cines(folder: Path, num_files: int, seed: int, size: tuple[int, int] =
     """Generated cines as JPEG baseline DICOM, one patient each, on all cores; those that are there stay."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [number for number in range(num_files) if not (folder / f"{number:06d}.dcm").exists()]
-    with ProcessPoolExecutor(_num_cores(), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
         list(pool.map(_write_cine, [folder] * len(missing), missing, [(seed, *size)] * len(missing), chunksize=4))
     return folder
 
@@ -83,8 +83,8 @@ def _write_cine(folder: Path, number: int, how: tuple[int, int, int]) -> None:
     temporary.rename(folder / f"{number:06d}.dcm")
 
 
-def shard(source: Path, out: Path, key: Path) -> float:
-    """Shard a folder from the shell, on all cores; returns the seconds, start of Python included.
+def shard(source: Path, out: Path, key: Path) -> Took:
+    """Shard a folder from the shell, on all cores.
 
     Raises:
         InputError: the command failed.
@@ -92,7 +92,7 @@ def shard(source: Path, out: Path, key: Path) -> float:
     """
     shutil.rmtree(out, ignore_errors=True)
     words = ["shards", str(source), str(out), "--dataset", "plan", "--key-file", str(key)]
-    return _run([*words, "--workers", str(_num_cores())])
+    return _run([*words, "--workers", str(len(os.sched_getaffinity(0)))], out.parent)
 
 
 def measure_sharding(source: Path, folder: Path) -> dict[str, Rate]:
@@ -103,28 +103,42 @@ def measure_sharding(source: Path, folder: Path) -> dict[str, Rate]:
 
     """
     files = sorted(path for path in source.rglob("*") if path.is_file())
-    if len(files) < 1 / _SHORT * 2:
-        raise InputError(f"plan: {source} has {len(files)} files; give at least {round(2 / _SHORT)} to measure with")
-    seconds, frames, num_bytes = [], [], 0
-    for number, share in enumerate((_SHORT, _LONG)):
-        some = files[: round(len(files) * share)]
+    if len(files) < _FEWEST:
+        raise InputError(f"plan: {source} has {len(files)} files; give at least {_FEWEST} to measure with")
+    short, long = files[: round(len(files) * _SHORT)], files
+    seconds, frames = [], []
+    for number, some in enumerate((short, long)):
         out = folder / f"shards-{number}"
-        seconds.append(shard(_linked(some, source, folder / f"source-{number}"), out, folder / "key"))
+        seconds.append(shard(_linked(some, source, folder / f"source-{number}"), out, folder / "key").cpu)
         frames.append(load_manifest(out).num_samples())
-        num_bytes = sum(path.stat().st_size for path in some)
-    rate = (frames[1] - frames[0]) / (seconds[1] - seconds[0]) / _num_cores()
-    start = max(0.0, seconds[0] - frames[0] / rate / _num_cores())
-    shards = load_manifest(folder / "shards-1").shards
-    said = f"{len(files)} sources, {frames[1]} frames, {_num_cores()} processes"
+    rate, start = _line(frames, seconds)
+    num_bytes = sum(one.num_bytes for one in load_manifest(folder / "shards-1").shards)
+    said = f"{len(files)} sources, {frames[1]} frames"
     return {
         "shard": Rate(value=rate, unit="frames/s per core", source=said),
         "shard_start": Rate(value=start, unit="s", source=f"jobs of {frames[0]} and {frames[1]} frames"),
         "frames_per_source": Rate(value=frames[1] / len(files), unit="frames", source=said),
-        "source_bytes": Rate(value=num_bytes / frames[1], unit="bytes per frame", source=said),
-        "shard_bytes": Rate(
-            value=sum(one.num_bytes for one in shards) / frames[1], unit="bytes per frame", source=said
+        "source_bytes": Rate(
+            value=sum(path.stat().st_size for path in files) / frames[1], unit="bytes per frame", source=said
         ),
+        "shard_bytes": Rate(value=num_bytes / frames[1], unit="bytes per frame", source=said),
     }
+
+
+def _line(amounts: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """Rate and start of two jobs, a short one and a long one.
+
+    Raises:
+        InputError: the long one was no longer.
+
+    """
+    if seconds[1] <= seconds[0]:
+        raise InputError(
+            f"plan: {amounts[1]:g} took {seconds[1]:.1f} s and {amounts[0]:g} took {seconds[0]:.1f} s, so this machine "
+            "is too busy to be measured; try again"
+        )
+    rate = (amounts[1] - amounts[0]) / (seconds[1] - seconds[0])
+    return rate, max(0.0, seconds[0] - amounts[0] / rate)
 
 
 def _linked(files: list[Path], source: Path, folder: Path) -> Path:
@@ -140,23 +154,21 @@ def _linked(files: list[Path], source: Path, folder: Path) -> Path:
 
 
 def measure_training(cfg: PretrainConfig, config: Path, shards: Path, run_dir: Path) -> tuple[Rate, Rate]:
-    """Images per second, and seconds before the first step and after the last.
+    """Images per second of a GPU or of a core, and seconds before the first step and after the last.
 
     Raises:
         InputError: the command failed.
 
     """
-    batch = min(cfg.optim.batch, _CPU_BATCH) if device_name() == PROCESSOR else cfg.optim.batch
-    words = [f"optim.batch={batch}", f"run.micro_batch={min(batch, cfg.run.micro_batch)}", "run.log_every=1"]
-    words += [f"run.save_every={_STEPS}", "data.val_samples=0"]
-    seconds = pretrain(cfg, config, shards, run_dir, _STEPS, *words)
-    lines = [json.loads(line)["metrics"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    found = [line["perf/images_per_s"] for line in lines if "perf/images_per_s" in line]
-    rate = statistics.median(found[_WARM:])
-    said = f"{_STEPS - _WARM} steps of {config.name}"
+    on_cpu = device_name() == PROCESSOR
+    batch = min(cfg.optim.batch, _CPU_BATCH) if on_cpu else cfg.optim.batch
+    words = [f"optim.batch={batch}", f"run.micro_batch={min(batch, cfg.run.micro_batch)}", "data.val_samples=0"]
+    took = [pretrain(cfg, config, shards, run_dir, steps, *words, f"run.save_every={steps}") for steps in _STEPS]
+    rate, start = _line([steps * batch for steps in _STEPS], [one.cpu if on_cpu else one.wall for one in took])
+    said = f"runs of {_STEPS[0]} and {_STEPS[1]} steps of {batch} images"
     return (
-        Rate(value=rate, unit="images/s per device", source=said),
-        Rate(value=max(0.0, seconds - _STEPS * batch / rate), unit="s", source=said),
+        Rate(value=rate, unit=f"images/s per {'core' if on_cpu else 'GPU'}", source=said),
+        Rate(value=start, unit="s", source=said),
     )
 
 
@@ -164,7 +176,10 @@ def _decode(shards: Path) -> Rate:
     cache = ShardCache(cache_folder() / "shards", _CACHE_BYTES)
     found = find_shards(str(shards), cache)
     counts = (np.array([shard.num_samples for shard in found.shards]),)
-    rate, num_read, _ = decode_rate(PositionDataset([found], Mixture(counts, 0, _DECODE_BATCH, 0), _CANVAS, cache))
+    dataset = PositionDataset([found], Mixture(counts, 0, _DECODE_BATCH, 0), _CANVAS, cache)
+    started = time.process_time()
+    _, num_read, _ = decode_rate(dataset)
+    rate = num_read / (time.process_time() - started)
     return Rate(value=rate, unit="frames/s per core", source=f"{num_read} frames")
 
 
@@ -178,8 +193,8 @@ def pretrain_overrides(cfg: PretrainConfig, shards: Path, run_dir: Path, steps: 
     return words
 
 
-def pretrain(cfg: PretrainConfig, config: Path, shards: Path, run_dir: Path, steps: int, *more: str) -> float:
-    """Pretrain from the shell, on one device, from nothing; returns the seconds, start of Python included.
+def pretrain(cfg: PretrainConfig, config: Path, shards: Path, run_dir: Path, steps: int, *more: str) -> Took:
+    """Pretrain from the shell, on one device, from nothing.
 
     Raises:
         InputError: the command failed.
@@ -187,22 +202,15 @@ def pretrain(cfg: PretrainConfig, config: Path, shards: Path, run_dir: Path, ste
     """
     shutil.rmtree(run_dir, ignore_errors=True)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    return _run(["pretrain", "--config", str(config), *pretrain_overrides(cfg, shards, run_dir, steps), *more])
+    words = ["pretrain", "--config", str(config), *pretrain_overrides(cfg, shards, run_dir, steps), *more]
+    return _run(words, run_dir.parent)
+
+
+def _run(words: list[str], folder: Path) -> Took:
+    command = [sys.executable, "-m", "pipeline.cli", *words]
+    return run_timed(command, f"`us-jepa {words[0]}`", folder / "took.json")
 
 
 def _processor() -> str:
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return names[0].partition(": ")[2] if names else "unknown processor"
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def _run(words: list[str]) -> float:
-    command = [sys.executable, "-m", "pipeline.cli", *words]
-    started = time.perf_counter()
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise InputError(f"plan: `us-jepa {words[0]}` failed while measuring: {done.stderr.strip()[-500:]}")
-    return time.perf_counter() - started

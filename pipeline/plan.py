@@ -31,7 +31,7 @@ class Size:
 
     Attributes:
         frames: accepted ones.
-        gpus: 0 trains on the processors of one machine.
+        gpus: 0 trains on the cores of one machine.
         epochs: passes over the training frames (US-JEPA section 4.3: 100).
         gpus_per_node, cores_per_node: of the machines.
 
@@ -57,8 +57,8 @@ class Size:
 
     @property
     def devices(self) -> int:
-        """What trains: GPUs, or one machine's processors."""
-        return max(1, self.gpus)
+        """What trains: GPUs, or the cores of one machine."""
+        return self.gpus or self.cores_per_node
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def model_of(name: str, cfg: PretrainConfig) -> Model:
 
 
 def train_rate(rates: Rates, model: Model, gpus: int) -> tuple[Rate, float]:
-    """Images per second of one device, and seconds before the first step and after the last.
+    """Images per second of one GPU or core, and seconds before the first step and after the last.
 
     Raises:
         InputError: training on a processor that was not measured.
@@ -152,8 +152,8 @@ def _of_sharding(size: Size, rates: Rates) -> list[Quantity]:
     units, shard_bytes = num_units(math.ceil(sources), math.ceil(source_bytes)), frames * rates.shard_bytes.value
     splits = [part for part in (1 - _POLICY.val_share, _POLICY.val_share) if part]
     shards = units * sum(math.ceil(part * shard_bytes / units / _POLICY.shard_bytes) for part in splits)
-    core_seconds = frames / rates.shard.value
-    seconds = rates.shard_start.value + core_seconds / min(cores, units)
+    core_seconds = rates.shard_start.value + frames / rates.shard.value
+    seconds = rates.shard_start.value + frames / rates.shard.value / min(cores, units)
     return [
         Quantity("sources", sources, f"{sources:,.0f}", "frames / frames per source"),
         Quantity("bytes of sources", source_bytes, _bytes(source_bytes), "frames x bytes of source per frame"),
@@ -162,8 +162,8 @@ def _of_sharding(size: Size, rates: Rates) -> list[Quantity]:
             "shards", shards, f"{shards:,}",
             f"units x (train + val tars); {units:,} units of 1 GiB of sources, tars of at most 256 MiB",
         ),
-        Quantity("CPU hours, sharding", core_seconds, _hours(core_seconds), "frames / rate per core"),
-        Quantity("sharding takes", seconds, _duration(seconds), f"start + CPU hours / min({cores:,} cores, units)"),
+        Quantity("CPU hours, sharding", core_seconds, _hours(core_seconds), "start + frames / rate per core"),
+        Quantity("sharding takes", seconds, _duration(seconds), f"start + the rest / min({cores:,} cores, units)"),
     ]  # fmt: skip
 
 
@@ -174,9 +174,15 @@ def _of_training(size: Size, rates: Rates, model: Model) -> list[Quantity]:
     steps = math.ceil(images / optim.batch)
     validated = min(model.cfg.data.val_samples, size.frames * _POLICY.val_share)
     validation = math.ceil(steps / model.cfg.run.save_every) * validated * model.forward_share()
-    seconds = start + (images + validation) / (rate.value * size.devices)
-    device, hours = ("GPU", seconds * size.gpus) if size.gpus else ("CPU", seconds * size.cores_per_node)
-    per_node = min(size.devices, size.gpus_per_node) * rate.value * rates.shard_bytes.value
+    # the start is serial on processors: its CPU time is not that of all cores
+    work = (images + validation) / rate.value
+    seconds, hours = start + work / size.devices, start * max(1, size.gpus) + work
+    device = "GPU" if size.gpus else "CPU"
+    per_node = (
+        min(size.devices, size.gpus_per_node if size.gpus else size.cores_per_node)
+        * rate.value
+        * rates.shard_bytes.value
+    )
     cores = rate.value / rates.decode.value
     kept = (model.cfg.run.keep + 1) * model.checkpoint_bytes()
     return [
@@ -184,10 +190,10 @@ def _of_training(size: Size, rates: Rates, model: Model) -> list[Quantity]:
         Quantity("steps", steps, f"{steps:,}", f"images / optim.batch ({optim.batch})"),
         Quantity(
             f"{device} hours, training", hours, _hours(hours),
-            "(images + saves x val_samples x forward / step) / rate per device",
+            "start + (images + saves x val_samples x forward / step) / rate",
         ),
-        Quantity("training takes", seconds, _duration(seconds), f"start + {device} hours / devices"),
-        Quantity("devices", size.devices, f"{size.devices} on {size.nodes}", "on nodes: GPUs / GPUs per node"),
+        Quantity("training takes", seconds, _duration(seconds), "start + the rest / devices"),
+        Quantity("devices", size.devices, f"{size.devices} on {size.nodes}", "on nodes; GPUs, or cores with --gpus 0"),
         Quantity("reading, per node", per_node, f"{_bytes(per_node)}/s", "rate x devices of a node x bytes per frame"),
         Quantity("decoding, per device", cores, f"{cores:.2g} cores", "rate / frames decoded per core"),
         Quantity("checkpoints", kept, _bytes(kept), "12 bytes x weights x (run.keep + 1)"),

@@ -36,7 +36,7 @@ class Rates(BaseModel):
         shard: frames that one core shards in a second.
         shard_start: seconds of a sharding job before the first frame and after the last.
         decode: frames that one core reads from shards in a second.
-        train: images that one device trains on in a second, by `MODEL on DEVICE`; `cpu` is a whole machine.
+        train: images that one GPU or core trains on in a second, by `MODEL on DEVICE`; `cpu` is a core.
         train_start: seconds of a pretraining before the first step and after the last, by the same names.
 
     """
