@@ -39,7 +39,7 @@ def _add_checks(commands: _Commands) -> None:
 def _add_doctor(commands: _Commands) -> None:
     doctor = commands.add_parser(
         "doctor",
-        help="check this machine and, if given, data sets: does the stream keep up?",
+        help="check this machine, what is around it and, if given, data sets: does the stream keep up?",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     doctor.add_argument("shards", nargs="*", help="data sets, as data.shards takes them: folders, tars, URLs")
@@ -47,6 +47,11 @@ def _add_doctor(commands: _Commands) -> None:
     doctor.add_argument("--workers", type=int, default=2, help="decoding processes per GPU, run.num_workers")
     doctor.add_argument("--need", type=float, default=500, metavar="RATE", help="frames/s that one GPU takes")
     doctor.add_argument("--cap", type=int, default=0, help="data.cap; 0: none")
+    doctor.add_argument(
+        "--config", type=Path, help="of the pretraining: does its teacher load, does its MLflow answer?"
+    )
+    doctor.add_argument("--folder", type=Path, default=Path("build"), help="for shards and runs: how fast is it?")
+    doctor.add_argument("--key-file", type=Path, default=_default_key(), help="secret of the pseudonyms")
 
 
 def _add_pretrain(commands: _Commands) -> None:

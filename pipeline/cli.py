@@ -165,9 +165,12 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from pipeline.doctor import examine
+    from pipeline.deployment import FRAME_BYTES, Surroundings
+    from pipeline.doctor import Load, examine
 
-    return examine(args.shards, args.ranks, args.workers, args.need, args.cap)
+    load = Load(args.ranks, args.workers, args.need, args.cap)
+    around = Surroundings(args.folder, args.config, args.key_file, args.need * args.ranks * FRAME_BYTES)
+    return examine(args.shards, load, around)
 
 
 def _plan(args: argparse.Namespace) -> int:
