@@ -150,8 +150,7 @@ def _of_sharding(size: Size, rates: Rates) -> list[Quantity]:
     frames, cores = size.frames, size.nodes * size.cores_per_node
     sources, source_bytes = frames / rates.frames_per_source.value, frames * rates.source_bytes.value
     units, shard_bytes = num_units(math.ceil(sources), math.ceil(source_bytes)), frames * rates.shard_bytes.value
-    splits = [part for part in (1 - _POLICY.val_share, _POLICY.val_share) if part]
-    shards = units * sum(math.ceil(part * shard_bytes / units / _POLICY.shard_bytes) for part in splits)
+    shards = round(sum(_tars(part, units, sources, shard_bytes) for part in (1 - _POLICY.val_share, _POLICY.val_share)))
     core_seconds = rates.shard_start.value + frames / rates.shard.value
     seconds = rates.shard_start.value + frames / rates.shard.value / min(cores, units)
     return [
@@ -165,6 +164,12 @@ def _of_sharding(size: Size, rates: Rates) -> list[Quantity]:
         Quantity("CPU hours, sharding", core_seconds, _hours(core_seconds), "start + frames / rate per core"),
         Quantity("sharding takes", seconds, _duration(seconds), f"start + the rest / min({cores:,} cores, units)"),
     ]  # fmt: skip
+
+
+def _tars(share: float, units: int, sources: float, shard_bytes: float) -> float:
+    """Expected tars of a split: a unit of few patients may have none in val (here every source is a patient)."""
+    with_any = units * (1 - (1 - share) ** (sources / units))
+    return with_any * math.ceil(share * shard_bytes / units / _POLICY.shard_bytes)
 
 
 def _of_training(size: Size, rates: Rates, model: Model) -> list[Quantity]:
@@ -184,7 +189,6 @@ def _of_training(size: Size, rates: Rates, model: Model) -> list[Quantity]:
         * rates.shard_bytes.value
     )
     cores = rate.value / rates.decode.value
-    kept = (model.cfg.run.keep + 1) * model.checkpoint_bytes()
     return [
         Quantity("images", images, f"{images:.3g}", f"{size.epochs:g} epochs x frames x {1 - _POLICY.val_share:g}"),
         Quantity("steps", steps, f"{steps:,}", f"images / optim.batch ({optim.batch})"),
@@ -196,7 +200,10 @@ def _of_training(size: Size, rates: Rates, model: Model) -> list[Quantity]:
         Quantity("devices", size.devices, f"{size.devices} on {size.nodes}", "on nodes; GPUs, or cores with --gpus 0"),
         Quantity("reading, per node", per_node, f"{_bytes(per_node)}/s", "rate x devices of a node x bytes per frame"),
         Quantity("decoding, per device", cores, f"{cores:.2g} cores", "rate / frames decoded per core"),
-        Quantity("checkpoints", kept, _bytes(kept), "12 bytes x weights x (run.keep + 1)"),
+        Quantity(
+            "a checkpoint", model.checkpoint_bytes(), _bytes(model.checkpoint_bytes()),
+            f"12 bytes x weights; the last {model.cfg.run.keep} and the best are kept",
+        ),
     ]  # fmt: skip
 
 

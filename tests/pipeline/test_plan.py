@@ -63,11 +63,13 @@ def test_shards_are_those_that_a_job_of_this_size_makes(tmp_path: Path, model: M
     assert f"{listing.num_units:,} units of 1 GiB" in shown.formula
     tars = -(-0.95 * 40_000 * 30 * num_sources / listing.num_units // (256 << 20)) + 1
     assert shown.value == listing.num_units * tars
+    few = next(one for one in plan(Size(30 * 320), RATES, model) if one.name == "shards")  # 20 units of 16 sources
+    assert few.value == round(20 + 20 * (1 - 0.95**16))  # some have nobody in val
 
 
 def test_a_larger_plan_never_takes_less(model: Model) -> None:
     small, large = (by_name(plan(Size(frames, gpus=8), RATES, model)) for frames in (1e5, 1e7))
-    same = {"devices", "reading, per node", "decoding, per device", "checkpoints"}
+    same = {"devices", "reading, per node", "decoding, per device", "a checkpoint"}
     assert all(large[name] == small[name] if name in same else large[name] > small[name] for name in small)
 
 
