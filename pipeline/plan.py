@@ -168,7 +168,7 @@ def _of_sharding(size: Size, rates: Rates) -> list[Quantity]:
 
 def _tars(share: float, units: int, sources: float, shard_bytes: float) -> float:
     """Expected tars of a split: a unit of few patients may have none in val (here every source is a patient)."""
-    with_any = units * (1 - (1 - share) ** (sources / units))
+    with_any: float = units * (1 - (1 - share) ** (sources / units))
     return with_any * math.ceil(share * shard_bytes / units / _POLICY.shard_bytes)
 
 
