@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.rates import PEAK, PROCESSOR, UTILISATION, Rate, Rates
+from pipeline.rates import PEAK, PROCESSOR, UTILISATION, Rate, Rates, three_digits
 from sharding.plan import num_units
 from sharding.policy import Policy
 from sharding.recording import InputError
@@ -159,10 +159,10 @@ def _of_sharding(size: Size, rates: Rates) -> list[Quantity]:
         Quantity("bytes of shards", shard_bytes, _bytes(shard_bytes), "frames x bytes of shard per frame"),
         Quantity(
             "shards", shards, f"{shards:,}",
-            f"units x (train + val tars); {units:,} units of 1 GiB of sources, tars of at most 256 MiB",
+            "units x (train + val tars); a unit is 1 GiB of sources, a tar at most 256 MiB",
         ),
         Quantity("CPU hours, sharding", core_seconds, _hours(core_seconds), "start + frames / rate per core"),
-        Quantity("sharding takes", seconds, _duration(seconds), f"start + the rest / min({cores:,} cores, units)"),
+        Quantity("sharding takes", seconds, _duration(seconds), "start + the rest / min(cores, units)"),
     ]  # fmt: skip
 
 
@@ -259,7 +259,7 @@ def _bytes(number: float) -> str:
 
 
 def _hours(seconds: float) -> str:
-    return f"{float(f'{seconds / _HOUR:.3g}'):,} h"
+    return f"{three_digits(seconds / _HOUR)} h"
 
 
 def _duration(seconds: float) -> str:

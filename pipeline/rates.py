@@ -21,7 +21,7 @@ class Rate(BaseModel):
     is_measured: bool = True
 
     def __str__(self) -> str:
-        return f"{self.value:,.3g} {self.unit}, {'measured' if self.is_measured else 'assumed'}: {self.source}"
+        return f"{three_digits(self.value)} {self.unit}, {'measured' if self.is_measured else 'assumed'}: {self.source}"
 
 
 class Rates(BaseModel):
@@ -91,3 +91,8 @@ def load_rates(path: Path) -> Rates:
 def today() -> str:
     """ISO date."""
     return datetime.now(UTC).date().isoformat()
+
+
+def three_digits(number: float) -> str:
+    """A number to read: 0.0865, 8.65, 865, 8,650."""
+    return f"{float(f'{number:.3g}'):,.0f}" if number >= 100 else f"{number:.3g}"  # noqa: PLR2004 - three digits

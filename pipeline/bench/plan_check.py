@@ -86,7 +86,8 @@ def compare(cfg: PretrainConfig, config: Path, rates: Rates, source: Path, folde
     }
     print(f"by the wall clock: sharding {sharding.wall:.0f} s, training {training.wall:.0f} s", flush=True)
     frames = Compared("frames", size.frames, manifest.num_samples())
-    return [frames, *(Compared(name, foreseen[name], value) for name, value in found.items())]
+    seconds = {name: name.replace("hours", "seconds") for name in found}
+    return [frames, *(Compared(seconds[name], foreseen[name], value) for name, value in found.items())]
 
 
 if __name__ == "__main__":
