@@ -8,7 +8,7 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui bench-embed bench-probe bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture
+.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui export-check plan-check bench-embed bench-probe bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -79,6 +79,12 @@ bench-step: setup  ## the step beside a plain-PyTorch I-JEPA on this CPU, masks,
 
 bench-gpu: setup  ## ViT-S, B and L on a CUDA device: speed, memory, compiled, side stream, syncs, fp8, profile
 	$(BIN)/python -m pipeline.bench.gpu
+
+plan-check: setup  ## us-jepa plan beside a job of 10^4 frames that really runs; exit code 1 above 25 %
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.bench.plan_check
+
+export-check: setup  ## exports in fresh environments: timm alone, onnxruntime alone, transformers alone; installs torch twice
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow tests/deploy/test_fresh_environments.py
 
 bench-embed: setup  ## us-jepa embed beside the bare encoder, on the same frames
 	$(BIN)/python -m pipeline.bench.embed

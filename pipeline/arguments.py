@@ -21,6 +21,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="the whole line in minutes")
     demo.add_argument("--out", type=Path, default=Path("build/demo"), help="(%(default)s)")
     _add_doctor(commands)
+    _add_plan(commands)
+    _add_promote(commands)
     return parser
 
 
@@ -37,7 +39,7 @@ def _add_checks(commands: _Commands) -> None:
 def _add_doctor(commands: _Commands) -> None:
     doctor = commands.add_parser(
         "doctor",
-        help="check this machine and, if given, data sets: does the stream keep up?",
+        help="check this machine, what is around it and, if given, data sets: does the stream keep up?",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     doctor.add_argument("shards", nargs="*", help="data sets, as data.shards takes them: folders, tars, URLs")
@@ -45,6 +47,11 @@ def _add_doctor(commands: _Commands) -> None:
     doctor.add_argument("--workers", type=int, default=2, help="decoding processes per GPU, run.num_workers")
     doctor.add_argument("--need", type=float, default=500, metavar="RATE", help="frames/s that one GPU takes")
     doctor.add_argument("--cap", type=int, default=0, help="data.cap; 0: none")
+    doctor.add_argument(
+        "--config", type=Path, help="of the pretraining: does its teacher load, does its MLflow answer?"
+    )
+    doctor.add_argument("--folder", type=Path, default=Path("build"), help="for shards and runs: how fast is it?")
+    doctor.add_argument("--key-file", type=Path, default=_default_key(), help="secret of the pseudonyms")
 
 
 def _add_pretrain(commands: _Commands) -> None:
@@ -171,6 +178,49 @@ def _add_shards(commands: _Commands) -> None:
     where.add_argument("--dask", metavar="ADDRESS", help="run on a Dask cluster, tcp://host:8786; needs shared folders")
     where.add_argument("--unit", metavar="I/N", help="run slice I of N (from 0), for job arrays on one OUT")
     where.add_argument("--dry-run", action="store_true", help="try some sources, write nothing, say how long it takes")
+
+
+def _add_promote(commands: _Commands) -> None:
+    promote = commands.add_parser(
+        "promote",
+        help="register an encoder in MLflow; into use if it beats what is in use",
+        description="""Registers the exported encoder with its probe table and gives it the alias `candidate`; and
+        `champion` where it beats the champion in the paired test of a comparison that has both: a significant
+        difference of macro F1 on a set at least, and none against it.""",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = promote.add_argument
+    add("run", type=Path, help="run directory of a finished pretraining")
+    add("--probe", type=Path, metavar="DIR", help="folder of `us-jepa probe`; None is the only one below RUN/probe")
+    add("--name", default="us-jepa", dest="model", help="of the registered model")
+    add("--force", action="store_true", help="champion whatever the paired test says; a tag says so")
+    add("--data-licence", default="", metavar="TEXT", help="of the data it was trained on, for the model card")
+
+
+def _add_plan(commands: _Commands) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="what N frames take: shards, bytes, CPU and GPU hours, nodes",
+        description="Prints a Markdown table with every formula, and how each rate is known. With --measure it "
+        "measures the rates of this machine first, through small real jobs, and writes them to the file of --rates.",
+    )
+    add = plan.add_argument
+    add(
+        "--frames",
+        type=float,
+        nargs="+",
+        default=[1e5, 1e7, 1e9],
+        help="accepted frames, such as 1e9; several give several columns",
+    )
+    add("--gpus", type=int, nargs="+", default=[8], help="for all sizes, or one for each (8); 0: train on processors")
+    add("--model", default="vit_base", metavar="NAME", help="config of train/configs, or a YAML file (vit_base)")
+    add("--epochs", type=float, default=100, help="passes over the frames (100, as the paper)")
+    add("--gpus-per-node", type=int, default=8, help="(8)")
+    add("--cores-per-node", type=int, help="that shard and decode (96; with --gpus 0 those of this machine)")
+    add("--rates", type=Path, metavar="FILE", help="measured rates; none: those of a cloud machine with 2 cores")
+    add("--measure", action="store_true", help="measure this machine and write --rates FILE")
+    add("--source", type=Path, help="with --measure: some hundred of your own scans; none: generated cines")
+    add("--folder", type=Path, default=Path("build/plan"), help="with --measure: where to work (build/plan)")
 
 
 def _default_key() -> Path:

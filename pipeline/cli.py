@@ -7,9 +7,11 @@ us-jepa pretrain --config   the same as `deepspeed train/pretrain.py`
 us-jepa probe RUN --data    linear probe: random init, teacher, student
 us-jepa probe --encoders    any encoders on any labelled sets, compared in pairs
 us-jepa export RUN OUT      for timm, transformers, onnxruntime, torch.export; with a model card
+us-jepa promote RUN         into MLflow's model registry; champion if it beats the champion
 us-jepa embed RUN SRC OUT   a vector per frame and clip, as Parquet; or what is most like a query
 us-jepa demo                all of it, on generated and real recordings, in minutes
 us-jepa doctor [SHARDS]     is this machine ready, and does the stream keep up?
+us-jepa plan --frames 1e9   shards, bytes, CPU and GPU hours, nodes, with every formula
 """
 
 import argparse
@@ -163,9 +165,26 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from pipeline.doctor import examine
+    from pipeline.deployment import FRAME_BYTES, Surroundings
+    from pipeline.doctor import Load, examine
 
-    return examine(args.shards, args.ranks, args.workers, args.need, args.cap)
+    load = Load(args.ranks, args.workers, args.need, args.cap)
+    around = Surroundings(args.folder, args.config, args.key_file, args.need * args.ranks * FRAME_BYTES)
+    return examine(args.shards, load, around)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from pipeline.foresee import Asked, print_plan
+
+    print_plan(Asked(**{name: value for name, value in vars(args).items() if name != "name"}))
+    return 0
+
+
+def _promote(args: argparse.Namespace) -> int:
+    from pipeline.promote import Promotion, promote
+
+    print(promote(Promotion(args.run, args.probe, args.model, args.data_licence, args.force)))
+    return 0
 
 
 # in the order of --help
@@ -179,6 +198,8 @@ _COMMANDS = {
     "embed": _embed,
     "demo": _demo,
     "doctor": _doctor,
+    "plan": _plan,
+    "promote": _promote,
 }
 
 
