@@ -20,6 +20,7 @@ import torch
 from pyarrow import parquet
 from rich.progress import track
 
+from deploy.index import vectors_in
 from eval.encoders import FrozenEncoder, open_encoder, parse_encoder
 from eval.features import mean_inside
 from sharding.cache import ShardCache
@@ -38,7 +39,6 @@ _VERSION = 1  # of what a part holds
 _FACTS = ("dataset", "clip", "frame", "time_ms", "patient", "label")  # of Meta
 _CACHE_GIB = 50
 _SIZE = 224  # pixels a side, of encoders that take any
-_TINY = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -85,59 +85,6 @@ def embed(cfg: Embedding, shards: str, out: Path) -> Path:
     _write(_mean_of_clips(frames), clips)
     shutil.rmtree(parts[0].parent)
     return clips
-
-
-class Index:
-    """A table in memory, to be searched many times.
-
-    Args:
-        table: what `embed` wrote, by the same encoder as the queries.
-
-    Attributes:
-        width: D.
-
-    Raises:
-        InputError: no such table, or no table of `embed`.
-
-    """
-
-    def __init__(self, table: Path) -> None:
-        if not table.is_file():
-            raise InputError(f"index {table}: no such file; `us-jepa embed` writes one")
-        try:
-            frames = parquet.read_table(table)
-            vectors = _vectors(frames)
-        except (pa.ArrowInvalid, KeyError) as error:
-            raise InputError(f"index {table}: no table of `us-jepa embed` ({type(error).__name__})") from error
-        self._table, self._facts = table, frames.drop_columns("embedding")
-        self._directions = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), _TINY)
-        self.width = vectors.shape[1]
-
-    def nearest(self, query: np.ndarray, num: int) -> list[tuple[float, dict[str, object]]]:
-        """The frames most like a query (D,) float, by cosine.
-
-        Returns:
-            (cosine, facts of the frame), most alike first.
-
-        Raises:
-            InputError: the table's vectors have another length.
-
-        """
-        if self.width != len(query):
-            raise InputError(f"index {self._table}: vectors of {self.width}, the query has {len(query)}; use its encoder")
-        cosines = self._directions @ query.astype(np.float32) / np.maximum(np.linalg.norm(query), _TINY)
-        best = np.argsort(-cosines, kind="stable")[:num]
-        return list(zip(cosines[best].tolist(), self._facts.take(best).to_pylist(), strict=True))
-
-
-def nearest(table: Path, query: np.ndarray, num: int) -> list[tuple[float, dict[str, object]]]:
-    """The frames of a table most like a query, by cosine; see Index.
-
-    Raises:
-        InputError: as Index.
-
-    """
-    return Index(table).nearest(query, num)
 
 
 def open_on_device(encoder: str) -> FrozenEncoder:
@@ -254,16 +201,10 @@ def _schema(width: int) -> pa.Schema:
     return pa.schema([*text, *more, ("embedding", pa.list_(pa.float16(), width))])
 
 
-def _vectors(table: pa.Table) -> np.ndarray:
-    """(n, D) float32."""
-    column = table["embedding"].combine_chunks()
-    return np.asarray(column.flatten()).reshape(len(column), -1).astype(np.float32)
-
-
 def _mean_of_clips(frames: pa.Table) -> pa.Table:
     """Clips in the order of their first frame."""
     clips, first, inverse = np.unique(frames["clip"].to_numpy(), return_index=True, return_inverse=True)
-    vectors = _vectors(frames)
+    vectors = vectors_in(frames)
     counts = np.bincount(inverse)
     means = np.zeros((len(clips), vectors.shape[1]), np.float32)
     np.add.at(means, inverse, vectors)

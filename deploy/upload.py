@@ -112,6 +112,8 @@ class _OnePart:
     """Takes the one file out of a multipart/form-data body."""
 
     def __init__(self, boundary: bytes, file: MemoryFile) -> None:
+        if not boundary:
+            raise _malformed()
         self._file, self._num_parts, self._is_whole = file, 0, False
         self._parser = MultipartParser(
             boundary, {"on_part_begin": self._begin, "on_part_data": self._data, "on_end": self._end}

@@ -8,11 +8,13 @@ us-jepa probe RUN --data    linear probe: random init, teacher, student
 us-jepa probe --encoders    any encoders on any labelled sets, compared in pairs
 us-jepa export RUN OUT      for timm, transformers, onnxruntime, torch.export; with a model card
 us-jepa embed RUN SRC OUT   a vector per frame and clip, as Parquet; or what is most like a query
+us-jepa serve RUN           vectors of uploads over HTTP, and a page to try it
 us-jepa demo                all of it, on generated and real recordings, in minutes
 us-jepa doctor [SHARDS]     is this machine ready, and does the stream keep up?
 """
 
 import argparse
+import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +157,15 @@ def _embed(args: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(args: argparse.Namespace) -> int:
+    if importlib.util.find_spec("fastapi_offline") is None:
+        raise InputError("serve: needs the extra `serve`; pip install -e '.[serve]'")
+    from pipeline.serve import serve
+
+    serve(args)
+    return 0
+
+
 def _demo(args: argparse.Namespace) -> int:
     from pipeline.demo import run_demo
 
@@ -177,6 +188,7 @@ _COMMANDS = {
     "probe": _probe,
     "export": _export,
     "embed": _embed,
+    "serve": _serve,
     "demo": _demo,
     "doctor": _doctor,
 }

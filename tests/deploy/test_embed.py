@@ -13,8 +13,9 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from deploy.embed import Embedding, embed, nearest
+from deploy.embed import Embedding, embed
 from deploy.embedder import Embedder
+from deploy.index import nearest
 from sharding.policy import Policy
 from sharding.preprocess import stretch, to_square
 from sharding.reader import ShardReader
