@@ -20,17 +20,18 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from deploy.embed import squares_of
-from sharding.convert import EncodedClip, Task
+from sharding.convert import Converted, EncodedClip, Task
 from sharding.isolate import Converter
 from sharding.policy import Limits
 from sharding.preprocess import Pixels
 from sharding.profiles import Profile
 from sharding.recording import FrameChoice, InputError, Reason, Rejected
-from sharding.sample import decode_grey, decode_region
+from sharding.sample import decode_grey, decode_region, encode_region
 from sharding.sources import kind_of
 
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL + 1)  # it logs bytes of what it cannot parse
 
+_FAULTS = {Reason.CRASHED, Reason.TIMEOUT, Reason.OUT_OF_MEMORY, Reason.NOT_READABLE_KIND}
 _NOWHERE = Path(os.devnull)  # archives, whose members need a folder, are refused before
 
 
@@ -211,7 +212,7 @@ class Decoders:
         size: side in pixels of the squares.
 
     Raises:
-        InputError: this system has no memory files.
+        InputError: this system has no memory files, or a decoder does not start within the limits.
 
     """
 
@@ -223,6 +224,18 @@ class Decoders:
         for _ in range(num_decoders):
             self._converters.put(Converter(limits.decode, _NOWHERE))
         self._pool = ThreadPoolExecutor(num_decoders, "decoder")
+        for _ in range(num_decoders):
+            self._try()
+
+    def _try(self) -> None:
+        """Decode a small picture: the first child takes a second to start, and a limit may be too low for any."""
+        with MemoryFile() as file:
+            file.write(encode_region(np.ones((8, 8), dtype=bool)))
+            converted = self._convert(file.path)
+        if converted.refusal in _FAULTS:
+            raise InputError(
+                f"serve: decoders fail ({converted.refusal}) within {self._limits.decode}; allow them more"
+            )
 
     async def decode(self, file: MemoryFile) -> list[Clip]:
         """Decode a file as sharding does, one clip per region.
@@ -242,17 +255,21 @@ class Decoders:
 
     def _decode(self, path: Path) -> list[Clip]:
         _refuse_other_kinds(path)
+        converted = self._convert(path)
+        if converted.fault:  # a place in our own code
+            logging.getLogger("us_jepa.serve").warning("decoder failed: %s", converted.fault)
+        if converted.refusal is not None:
+            raise Refused(422, str(converted.refusal), converted.refusal.meaning)
+        return [_squared(clip, self._size) for clip in converted.clips]
+
+    def _convert(self, path: Path) -> Converted:
         task = Task(path, "upload", self._limits.choice, self._limits.pixels, self._limits.profiles)
         converter = self._converters.get()
         try:
             (converted,) = converter.convert(task)
         finally:
             self._converters.put(converter)
-        if converted.fault:  # a place in our own code
-            logging.getLogger("us_jepa.serve").warning("decoder failed: %s", converted.fault)
-        if converted.refusal is not None:
-            raise Refused(422, str(converted.refusal), converted.refusal.meaning)
-        return [_squared(clip, self._size) for clip in converted.clips]
+        return converted
 
 
 def _refuse_other_kinds(path: Path) -> None:
