@@ -24,7 +24,7 @@ def serve(args: argparse.Namespace) -> None:
     tls = None if args.tls_cert is None else (args.tls_cert, args.tls_key)
     cfg = ServeConfig(
         encoder=args.encoder,
-        token=_token(args.token_file, args.host),
+        token=token_for(args.token_file, args.host),
         table=args.table,
         limits=_limits(args),
         num_decoders=args.decoders,
@@ -37,17 +37,22 @@ def serve(args: argparse.Namespace) -> None:
     run(cfg, args.host, args.port, tls)
 
 
-def _token(file: Path | None, host: str) -> bytes | None:
-    """Given, or by default for a host that others reach; made at the first start."""
+def token_for(file: Path | None, host: str) -> bytes | None:
+    """Content of a file, by default for a host that others reach alone; made at the first start.
+
+    Raises:
+        InputError: others can read the file, or it is too short.
+
+    """
     if file is None and is_loopback(host):
         return None
-    path = file or default_token_file()
+    path = file or _default_file()
     token = load_key(path)
     print(f"token:   {path}, as `Authorization: Bearer TOKEN`", flush=True)
     return token
 
 
-def default_token_file() -> Path:
+def _default_file() -> Path:
     """Where the token lies when nobody says."""
     home = Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config"))
     return home / "us-jepa" / "serve-token"

@@ -5,7 +5,6 @@ import json
 import shutil
 import socket
 import stat
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +17,15 @@ import torch
 from pyarrow import parquet
 
 from deploy.embedder import Embedder
-from deploy.serve import is_loopback
-from sharding.policy import Policy
+from deploy.serve import ServeConfig, Service, is_loopback, run
+from deploy.upload import Decoders, UploadLimits
+from pipeline.serve import token_for
+from sharding.policy import Limits, Policy
 from sharding.preprocess import stretch, to_square
 from sharding.reader import ShardReader
-from sharding.recording import FrameChoice
+from sharding.recording import FrameChoice, InputError
 from sharding.sources.synthetic_files import HOSPITAL
-from tests.conftest import make_shards, run_command
+from tests.conftest import make_shards
 from tests.deploy.conftest import SIZE
 from tests.deploy.server import Server, multipart, started
 from train.vit import load_encoder
@@ -184,7 +185,7 @@ def test_a_slow_body_ends(guarded: Server) -> None:
     started_at = time.monotonic()
     with socket.create_connection(("127.0.0.1", guarded.port), 20) as client:
         client.sendall(f"{head}\r\nabc".encode())
-        answer = client.recv(65536)
+        answer = client.makefile("rb").read()  # until the server hangs up
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"slow_body" in answer
     assert time.monotonic() - started_at < 6
@@ -235,6 +236,7 @@ def _bytes_written(server: Server) -> int:
     return sum(process.io_counters().write_bytes for process in every)
 
 
+@pytest.mark.slow
 def test_a_server_for_others_makes_a_token_by_itself(small_encoder: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     with started(small_encoder, home, "--host", "0.0.0.0") as server:
@@ -243,6 +245,22 @@ def test_a_server_for_others_makes_a_token_by_itself(small_encoder: Path, tmp_pa
         assert server.ask("/metrics").status == 401
         assert server.ask("/metrics", token=made.read_text()).status == 200
         assert "put it behind TLS" in server.log.read_text()
+
+
+def test_a_host_that_others_reach_gets_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    token = token_for(None, "0.0.0.0")
+    made = tmp_path / "us-jepa" / "serve-token"
+    assert made.read_bytes() == token
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+    assert token_for(None, "0.0.0.0") == token
+    assert token_for(None, "127.0.0.1") is None
+    assert token_for(made, "127.0.0.1") == token
+    made.chmod(0o644)
+    with pytest.raises(InputError, match=r"mode is 0644, others can read it"):
+        token_for(made, "127.0.0.1")
+    with pytest.raises(InputError, match=r"--host 0.0.0.0: others reach it, so it needs a token"):
+        run(ServeConfig("pixels"), "0.0.0.0", 0)
 
 
 def test_its_documents_come_from_itself(public: Server) -> None:
@@ -256,13 +274,18 @@ def test_its_documents_come_from_itself(public: Server) -> None:
 
 
 def test_wrong_settings_are_named(small_encoder: Path, small_table: Path, tmp_path: Path) -> None:
-    def said(*options: str) -> str:
-        done: subprocess.CompletedProcess[str] = run_command("us-jepa", "serve", *options)
-        assert done.returncode == 2, done.stderr
-        return done.stderr
+    with pytest.raises(InputError, match=r"no.parquet: no such file; `us-jepa embed` writes one"):
+        Service(ServeConfig(str(small_encoder), table=tmp_path / "no.parquet"))
+    with pytest.raises(InputError, match=r"vectors of 192, random vit_small_patch16_224 gives 384"):
+        Service(ServeConfig("random:vit_small_patch16_224", table=small_table))
+    with pytest.raises(InputError, match=r"max_batch is 0; it must be at least 1"):
+        ServeConfig("pixels", max_batch=0)
+    starved = UploadLimits(decode=Limits(memory=1 << 20))
+    with pytest.raises(InputError, match=r"decoders fail .* within Limits"):
+        Decoders(1, starved, SIZE)
 
-    assert "no such file; `us-jepa embed` writes one" in said(
-        str(small_encoder), "--table", str(tmp_path / "no.parquet")
-    )
-    other = said("random:vit_small_patch16_224", "--table", str(small_table))
-    assert "vectors of 192, random vit_small_patch16_224 gives 384" in other
+
+def test_an_undecodable_table_is_named(small_encoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"a.parquet: no table of `us-jepa embed`"):
+        Service(ServeConfig(str(small_encoder), table=tmp_path / "a.parquet"))
