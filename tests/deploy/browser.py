@@ -55,7 +55,7 @@ class Tab:
 
     def wait_for(self, expression: str) -> None:
         until = time.monotonic() + _PATIENCE
-        while not self.value(expression):
+        while not self.value(f"!!({expression})"):
             assert time.monotonic() < until, (expression, self.value("document.body.innerText"))
             time.sleep(0.05)
 
