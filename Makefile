@@ -8,7 +8,7 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui bench-embed bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture
+.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui bench-embed bench-serve bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -82,6 +82,9 @@ bench-gpu: setup  ## ViT-S, B and L on a CUDA device: speed, memory, compiled, s
 
 bench-embed: setup  ## us-jepa embed beside the bare encoder, on the same frames
 	$(BIN)/python -m pipeline.bench.embed
+
+bench-serve: setup  ## us-jepa serve with 16 clients beside the offline way, on the same frames
+	$(BIN)/python -m pipeline.bench.serve
 
 .venv/.learn: .venv/.ready
 	$(BIN)/pip install --quiet -e ".[learn]"
