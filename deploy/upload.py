@@ -238,13 +238,23 @@ class Decoders:
             )
 
     async def decode(self, file: MemoryFile) -> list[Clip]:
+        """Decode a file in one of as many threads; see decode_here."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self.decode_here, file)
+
+    def decode_here(self, file: MemoryFile) -> list[Clip]:
         """Decode a file as sharding does, one clip per region.
 
         Raises:
             Refused: 422 with sharding's reason; 415 for what is no recording at all.
 
         """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._decode, file.path)
+        _refuse_other_kinds(file.path)
+        converted = self._convert(file.path)
+        if converted.fault:  # a place in our own code
+            logging.getLogger("us_jepa.serve").warning("decoder failed: %s", converted.fault)
+        if converted.refusal is not None:
+            raise Refused(422, str(converted.refusal), converted.refusal.meaning)
+        return [_squared(clip, self._size) for clip in converted.clips]
 
     def close(self) -> None:
         """End all children."""
@@ -252,15 +262,6 @@ class Decoders:
         while not self._converters.empty():
             with self._converters.get():
                 pass
-
-    def _decode(self, path: Path) -> list[Clip]:
-        _refuse_other_kinds(path)
-        converted = self._convert(path)
-        if converted.fault:  # a place in our own code
-            logging.getLogger("us_jepa.serve").warning("decoder failed: %s", converted.fault)
-        if converted.refusal is not None:
-            raise Refused(422, str(converted.refusal), converted.refusal.meaning)
-        return [_squared(clip, self._size) for clip in converted.clips]
 
     def _convert(self, path: Path) -> Converted:
         task = Task(path, "upload", self._limits.choice, self._limits.pixels, self._limits.profiles)

@@ -2,11 +2,12 @@
 
     python -m pipeline.bench.serve [--encoder random:vit_small_patch16_224] [--clients 16] [--seconds 15]
 
-Frames are generated, one PNG each. Offline: decoded in one killable child after the other by as many threads as the
-server has, while batches of the frames before go through the encoder; no HTTP, no JSON. Online: a process of clients on
-loopback, each sends its next PNG when it has its vector. Rounds of both are interleaved; the rate is frames/s of wall
-clock. The clients run on the same cores as the server, so their cost is the server's loss. Exit code 1 when the server
-has less than 80 % of the offline rate, at the medians.
+Frames are generated, one PNG each. Offline: decoded in killable children by as many threads as the server has, while
+the batch before goes through the encoder; no HTTP, no JSON. Online: a process of clients on loopback, each sends its
+next PNG when it has its vector. Both do the same number of frames, about --seconds of the offline way, in turn; the
+rate is frames/s of wall clock, and processor time is printed beside it, since others may use the machine. The clients
+run on the same cores as the server, so their cost is the server's loss. Exit code 1 when the server has less than 80 %
+of the offline rate, at the medians.
 """
 
 import argparse
@@ -14,20 +15,23 @@ import asyncio
 import http.client
 import multiprocessing
 import os
+import queue
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import cycle, islice
+from dataclasses import dataclass, field
+from itertools import chain, cycle, islice
 from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 
 from deploy.batching import Batcher
 from deploy.embed import open_on_device, size_of, vectors_of
@@ -42,40 +46,51 @@ _BATCH = 32
 _PATIENCE = 60  # seconds until the server has started
 
 
+@dataclass(frozen=True)
+class _Round:
+    """Frames per second of wall clock, processor seconds per frame, and seconds of each request."""
+
+    rate: float
+    cost: float
+    times: list[float] = field(default_factory=list)
+
+
 def main() -> None:
     """Print rates and times."""
     args = _parse()
     pngs = _pngs()
-    offline, online, times = [], [], []
-    with tempfile.TemporaryDirectory() as folder, _server(args.encoder, Path(folder)) as port:
-        _load(port, pngs, args.clients, args.seconds / 5)  # warms it up
+    with tempfile.TemporaryDirectory() as folder, _server(args.encoder, Path(folder)) as server:
+        port, process = server
+        num_frames = max(4 * args.clients, round(_offline(args.encoder, pngs, 2 * _BATCH).rate * args.seconds))
+        _load(port, process, pngs, args.clients, 2 * args.clients)  # warms it up
+        offline, online = [], []
         for _ in range(args.rounds):
-            offline.append(asyncio.run(_offline(args.encoder, pngs, args.seconds)))
-            found = _load(port, pngs, args.clients, args.seconds)
-            online.append(len(found) / args.seconds)
-            times += found
-    _print(args, offline, online, np.array(times) * 1000)
-    gate = Gate("requests/s over offline frames/s", statistics.median(online) / statistics.median(offline), _LEAST)
+            offline.append(_offline(args.encoder, pngs, num_frames))
+            online.append(_load(port, process, pngs, args.clients, num_frames))
+    print(f"\n{args.encoder}, {args.clients} clients, {args.rounds} rounds of {num_frames} frames")
+    print(f"{len(os.sched_getaffinity(0))} cores, load of the last minute {os.getloadavg()[0]:.1f}")
+    for name, rounds in (("offline", offline), ("served", online)):
+        print(
+            f"  {name:<8} {_median(rounds, 'rate'):7.1f} frames/s, {_median(rounds, 'cost') * 1000:6.1f} CPU ms/frame"
+        )
+    times_ms = np.concatenate([one.times for one in online]) * 1000
+    print(f"  answered after {np.percentile(times_ms, 50):.0f} ms p50, {np.percentile(times_ms, 99):.0f} ms p99")
+    gate = Gate("requests/s over offline frames/s", _median(online, "rate") / _median(offline, "rate"), _LEAST)
     print(gate)
     sys.exit(not gate.passed)
+
+
+def _median(rounds: list[_Round], name: str) -> float:
+    return statistics.median(getattr(one, name) for one in rounds)
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="random:vit_small_patch16_224")
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=15, help="of each round")
+    parser.add_argument("--seconds", type=float, default=15, help="of each round, about")
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()
-
-
-def _print(args: argparse.Namespace, offline: list[float], online: list[float], times_ms: np.ndarray) -> None:
-    cores = len(os.sched_getaffinity(0))
-    print(f"\n{args.encoder}, {args.clients} clients, {args.rounds} rounds of {args.seconds:g} s, {cores} cores")
-    for name, rates in (("offline, frames/s", offline), ("served, requests/s", online)):
-        print(f"  {name:<20} {statistics.median(rates):8.1f}   {min(rates):.1f} to {max(rates):.1f}")
-    middle, slow = np.percentile(times_ms, (50, 99))
-    print(f"  {'answered after':<20} {middle:8.0f} ms p50   {slow:.0f} ms p99   of {len(times_ms)} requests")
 
 
 def _pngs() -> list[bytes]:
@@ -87,25 +102,34 @@ def _pngs() -> list[bytes]:
     return found
 
 
-async def _offline(encoder: str, pngs: list[bytes], seconds: float) -> float:
-    """Frames per second of decoding and encoding in batches, until the seconds have passed."""
+def _offline(encoder: str, pngs: list[bytes], num_frames: int) -> _Round:
     opened = open_on_device(encoder)
     decoders = Decoders(_DECODERS, UploadLimits(pixels="public"), size_of(opened))
     batcher = Batcher(lambda squares: vectors_of(opened, squares), _BATCH, 0)  # a thread, so that both go on at once
-    num_frames, source, encoding = 0, cycle(pngs), None
-    started = time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        squares = await asyncio.gather(*(_decode(decoders, png) for png in islice(source, _BATCH)))
+    started, used = time.perf_counter(), _used(psutil.Process())
+    asyncio.run(_embed_all(decoders, batcher, list(islice(cycle(pngs), num_frames))))
+    found = _Round(num_frames / (time.perf_counter() - started), (_used(psutil.Process()) - used) / num_frames)
+    batcher.close()
+    decoders.close()
+    return found
+
+
+def _used(process: psutil.Process) -> float:
+    """Processor seconds of a process and of the children that it has now."""
+    every = [process, *process.children(recursive=True)]
+    return float(sum(times.user + times.system for times in (one.cpu_times() for one in every)))
+
+
+async def _embed_all(decoders: Decoders, batcher: Batcher, pngs: list[bytes]) -> None:
+    encoding = None
+    for start in range(0, len(pngs), _BATCH):
+        squares = await asyncio.gather(*(_decode(decoders, png) for png in pngs[start : start + _BATCH]))
         if encoding is not None:
-            num_frames += len((await encoding).vectors)
+            await encoding
         encoding = asyncio.ensure_future(batcher.encode(np.concatenate(squares)))
         await asyncio.sleep(0)
     if encoding is not None:
-        num_frames += len((await encoding).vectors)
-    rate = num_frames / (time.perf_counter() - started)
-    batcher.close()
-    decoders.close()
-    return rate
+        await encoding
 
 
 async def _decode(decoders: Decoders, png: bytes) -> np.ndarray:
@@ -116,8 +140,8 @@ async def _decode(decoders: Decoders, png: bytes) -> np.ndarray:
 
 
 @contextmanager
-def _server(encoder: str, folder: Path) -> Iterator[int]:
-    """Port of a server that was started for this."""
+def _server(encoder: str, folder: Path) -> Iterator[tuple[int, psutil.Process]]:
+    """Port and process of a server that was started for this."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = int(one.getsockname()[1])
@@ -127,7 +151,7 @@ def _server(encoder: str, folder: Path) -> Iterator[int]:
         process = subprocess.Popen([*command, *options], stdout=log, stderr=log)
     try:
         _wait(process, port, folder / "log")
-        yield port
+        yield port, psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait()
@@ -145,38 +169,40 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     raise RuntimeError(f"the server did not start: {log.read_text()[-2000:]}")
 
 
-def _load(port: int, pngs: list[bytes], num_clients: int, seconds: float) -> list[float]:
-    """Seconds of each request that was answered in time, by clients in a process of their own."""
+def _load(port: int, server: psutil.Process, pngs: list[bytes], num_clients: int, num_requests: int) -> _Round:
+    """By clients in a process of their own, whose start and processor time do not count."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(_clients, (port, pngs, num_clients, seconds))
+        pool.apply(_clients, (port, pngs, num_clients, num_clients))
+        used = _used(server)
+        seconds, times = pool.apply(_clients, (port, pngs, num_clients, num_requests))
+        return _Round(num_requests / seconds, (_used(server) - used) / num_requests, times)
 
 
-def _clients(port: int, pngs: list[bytes], num_clients: int, seconds: float) -> list[float]:
-    times: list[float] = []
-    until = time.perf_counter() + seconds
-    threads = [
-        threading.Thread(target=_ask, args=(port, pngs[first:] + pngs[:first], until, times))
-        for first in range(num_clients)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return times
+def _clients(port: int, pngs: list[bytes], num_clients: int, num_requests: int) -> tuple[float, list[float]]:
+    """Seconds of all, and of each request."""
+    uploads: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    for png in islice(cycle(pngs), num_requests):
+        uploads.put(png)
+    started = time.perf_counter()
+    with ThreadPoolExecutor(num_clients) as pool:
+        times = list(pool.map(_ask, [port] * num_clients, [uploads] * num_clients))
+    return time.perf_counter() - started, list(chain.from_iterable(times))
 
 
-def _ask(port: int, pngs: list[bytes], until: float, times: list[float]) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    for png in cycle(pngs):
+def _ask(port: int, uploads: "queue.SimpleQueue[bytes]") -> list[float]:
+    connection, times = http.client.HTTPConnection("127.0.0.1", port, timeout=60), []
+    while True:
+        try:
+            png = uploads.get_nowait()
+        except queue.Empty:
+            return times
         started = time.perf_counter()
         connection.request("POST", "/embed", png)
         response = connection.getresponse()
         body = response.read()
         if response.status != http.client.OK:
             raise RuntimeError(f"{response.status}: {body[:200]!r}")
-        if time.perf_counter() > until:
-            return
         times.append(time.perf_counter() - started)
 
 
