@@ -146,13 +146,18 @@ class Guard:
         if scope["path"] != "/embed":
             await self._app(scope, body, send)
             return
-        self._num_waiting += 1
+        with _Slot(self) as slot:
+
+            async def send_and_go(message: Message) -> None:
+                slot.leave()  # who reads the answer slowly keeps nobody waiting
+                await send(message)
+
+            await self._app(scope, body, send_and_go)
+
+    def count(self, change: int) -> None:
+        """More or fewer uploads wait."""
+        self._num_waiting += change
         self._metrics.waiting.set(self._num_waiting)
-        try:
-            await self._app(scope, body, send)
-        finally:
-            self._num_waiting -= 1
-            self._metrics.waiting.set(self._num_waiting)
 
     def _check(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
@@ -175,6 +180,25 @@ class Guard:
         self._metrics.requests.labels(route, status).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         LOG.info("%s %s %d %.0f ms", method, route, status, seconds * 1000)
+
+
+class _Slot:
+    """A place among the uploads that may wait, left once."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard, self._is_held = guard, True
+
+    def leave(self) -> None:
+        if self._is_held:
+            self._is_held = False
+            self._guard.count(-1)
+
+    def __enter__(self) -> "_Slot":
+        self._guard.count(1)
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.leave()
 
 
 class HeaderDeadline(H11Protocol):

@@ -35,7 +35,7 @@ from sharding.recording import InputError
 
 _PAGE = Path(__file__).with_name("serve.html")
 _MAX_NEAREST = 50
-_KEEP_ALIVE = 30  # seconds
+_KEEP_ALIVE = 10  # seconds
 _MORE_CONNECTIONS = 256  # than uploads
 _SAFE_PAGE = {  # nothing is loaded from anywhere, nothing may frame it
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -69,7 +69,7 @@ class ServeConfig:
     num_decoders: int = 2
     max_batch: int = 32
     max_wait: float = 0.005
-    max_waiting: int = 64
+    max_waiting: int = 32
 
     def __post_init__(self) -> None:
         for name in ("num_decoders", "max_batch", "max_waiting"):

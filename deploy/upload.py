@@ -155,8 +155,7 @@ async def receive(request: Request, limits: UploadLimits, file: MemoryFile) -> N
             `malformed_multipart`, `several_files`, `no_file`, `disconnected`.
 
     """
-    if int(request.headers.get("content-length") or 0) > limits.num_bytes:
-        raise _too_large(limits)
+    check_size(int(request.headers.get("content-length") or 0), limits)
     kind, options = parse_options_header(request.headers.get("content-type"))
     parts = _OnePart(options.get(b"boundary", b""), file) if kind == b"multipart/form-data" else None
     try:
@@ -176,13 +175,14 @@ async def _pour(request: Request, limits: UploadLimits, sink: _Sink) -> None:
     num_bytes = 0
     async for chunk in request.stream():
         num_bytes += len(chunk)
-        if num_bytes > limits.num_bytes:
-            raise _too_large(limits)
+        check_size(num_bytes, limits)
         sink.write(chunk)
 
 
-def _too_large(limits: UploadLimits) -> Refused:
-    return Refused(413, "body_too_large", f"at most {limits.num_bytes} bytes")
+def check_size(num_bytes: int, limits: UploadLimits) -> None:
+    """Refuse so many bytes: `body_too_large` (413)."""
+    if num_bytes > limits.num_bytes:
+        raise Refused(413, "body_too_large", f"at most {limits.num_bytes} bytes")
 
 
 @dataclass(frozen=True)

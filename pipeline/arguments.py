@@ -109,6 +109,7 @@ def _add_export(commands: _Commands) -> None:
     )  # fmt: skip
     add("--probe", type=Path, metavar="DIR", help="folder of `us-jepa probe` whose table goes into the model card")
     add("--data-licence", default="", metavar="TEXT", help="of the data it was trained on, for the model card")
+    add("--mlflow", action="store_true", help="also log the encoder to its MLflow run, for `mlflow models serve`")
 
 
 def _add_embed(commands: _Commands) -> None:
@@ -155,7 +156,7 @@ def _add_serve(commands: _Commands) -> None:
     add("--decoders", type=int, default=min(8, os.cpu_count() or 1), help="uploads decoded at the same time")
     add("--max-batch", type=int, default=32, help="frames in one pass of the encoder")
     add("--max-wait-ms", type=float, default=5, help="that a frame waits for others")
-    add("--max-waiting", type=int, default=64, help="uploads at the same time; more are answered with 503")
+    add("--max-waiting", type=int, default=32, help="uploads in memory at the same time; more are answered with 503")
     add("--tls-cert", type=Path, help="PEM; with --tls-key")
     add("--tls-key", type=Path, help="PEM")
 

@@ -141,6 +141,10 @@ def _export(args: argparse.Namespace) -> int:
 
     tables = load_tables(args.probe) if args.probe else ()
     print(f"export:  {export_encoder(args.run, args.out, args.to, tables, args.data_licence)}")
+    if args.mlflow:
+        from deploy.scoring import log_to_mlflow
+
+        print(f"serve:   mlflow models serve -m {log_to_mlflow(args.run)} --env-manager local")
     return 0
 
 

@@ -64,7 +64,7 @@ class Server:
 @contextmanager
 def started(encoder: str | Path, home: Path, *options: str, with_token: bool = False) -> Iterator[Server]:
     """`us-jepa serve` with some options; ended afterwards."""
-    port, log, token_file = _free_port(), home.parent / f"{home.name}.log", home.parent / f"{home.name}.token"
+    port, log, token_file = free_port(), home.parent / f"{home.name}.log", home.parent / f"{home.name}.token"
     (home / "tmp").mkdir(parents=True)
     settings = {"PYTHONPATH": str(ROOT), "HOME": str(home), "TMPDIR": str(home / "tmp"), "OMP_NUM_THREADS": "1"}
     settings |= {"XDG_CONFIG_HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -83,7 +83,7 @@ def started(encoder: str | Path, home: Path, *options: str, with_token: bool = F
         process.wait(20)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
