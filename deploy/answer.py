@@ -4,8 +4,8 @@ import numpy as np
 from pydantic import BaseModel
 
 from deploy.batching import Encoded
+from deploy.decoders import Clip
 from deploy.index import Index
-from deploy.upload import Clip
 from deploy.view import outlined, principal_map
 
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from deploy.answer import make_answer
 from deploy.batching import Encoded
+from deploy.decoders import Decoders
 from deploy.embed import open_on_device, size_of, vectors_of
-from deploy.upload import Decoders, MemoryFile, Refused, UploadLimits, check_size
+from deploy.upload import MemoryFile, Refused, UploadLimits, check_size
 from eval.encoders import FrozenEncoder
 from train.tracking import log_loadable, recorded_run
 

@@ -26,10 +26,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from deploy.answer import Answer, Refusal, make_answer, shown_row
 from deploy.batching import Batcher
+from deploy.decoders import Decoders
 from deploy.embed import open_on_device, size_of, vectors_of
 from deploy.guard import LOG, Guard, HeaderDeadline, Metrics, refuse
 from deploy.index import Index
-from deploy.upload import Decoders, MemoryFile, Refused, UploadLimits, receive
+from deploy.upload import MemoryFile, Refused, UploadLimits, receive
 from eval.encoders import FrozenEncoder
 from sharding.recording import InputError
 

@@ -34,8 +34,9 @@ import numpy as np
 import psutil
 
 from deploy.batching import Batcher
+from deploy.decoders import Decoders
 from deploy.embed import open_on_device, size_of, vectors_of
-from deploy.upload import Decoders, MemoryFile, UploadLimits
+from deploy.upload import MemoryFile, UploadLimits
 from pipeline.bench.timing import Gate
 from sharding.sources.synthetic import SyntheticSpec, generate
 
@@ -81,7 +82,7 @@ def main() -> None:
 
 
 def _median(rounds: list[_Round], name: str) -> float:
-    return statistics.median(getattr(one, name) for one in rounds)
+    return float(statistics.median(getattr(one, name) for one in rounds))
 
 
 def _parse() -> argparse.Namespace:
@@ -191,7 +192,8 @@ def _clients(port: int, pngs: list[bytes], num_clients: int, num_requests: int) 
 
 
 def _ask(port: int, uploads: "queue.SimpleQueue[bytes]") -> list[float]:
-    connection, times = http.client.HTTPConnection("127.0.0.1", port, timeout=60), []
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    times: list[float] = []
     while True:
         try:
             png = uploads.get_nowait()

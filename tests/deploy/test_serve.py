@@ -16,10 +16,12 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from deploy.decoders import Decoders
 from deploy.embedder import Embedder
 from deploy.serve import ServeConfig, Service, is_loopback, run
-from deploy.upload import Decoders, UploadLimits
+from deploy.upload import UploadLimits
 from pipeline.serve import token_for
+from sharding.convert import Task, convert
 from sharding.policy import Limits, Policy
 from sharding.preprocess import stretch, to_square
 from sharding.reader import ShardReader
@@ -84,6 +86,19 @@ def test_a_still_that_the_site_vouches_for(public: Server, small_encoder: Path, 
     answer = public.ask("/embed", png.read_bytes()).json()
     assert np.abs(np.array(answer["frames"][0]["vector"]) - wanted).max() < 1e-4
     assert answer["clips"][0]["certificate"] == "public"
+
+
+def test_real_recordings_have_the_outcome_of_sharding(guarded: Server, shared_data: Path) -> None:
+    found, wanted = {}, {}
+    for path in sorted((shared_data / "dicom").rglob("*.dcm")):
+        if path.stat().st_size < 4 << 20:  # the limit of this server
+            answer = guarded.ask("/embed", path.read_bytes()).json()
+            found[path.name] = answer.get("reason") or [len(answer["frames"]), len(answer["clips"])]
+            (converted,) = convert(Task(path, "upload"), Path("/dev/null"))
+            num_frames = sum(len(clip.frames) for clip in converted.clips)
+            wanted[path.name] = converted.refusal or [num_frames, len(converted.clips)]
+    assert found == wanted
+    assert len(found) > 5
 
 
 def test_many_at_once_get_their_own_vectors(public: Server, labelled: Path) -> None:
@@ -219,6 +234,7 @@ def test_nothing_of_an_upload_is_kept(guarded: Server, labelled: Path) -> None:
         for secret in (b"Zelmira", b"Quorvath", HOSPITAL.encode(), b"SYN-07"):
             assert secret not in reply.body
     guarded.ask("/Zelmira.dcm")
+    guarded.ask("/embed", b"--edgeZelmira", content_type="multipart/form-data; boundary=edge")
     assert guarded.files() == before
     said = guarded.log.read_text()[log:]
     assert "POST /embed 200" in said
