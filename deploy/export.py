@@ -9,7 +9,6 @@ Formats:
 Every folder has a README.md (the card) and SHA256SUMS, which `sha256sum -c SHA256SUMS` checks.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from deploy.embedder import Embedder
 from eval.probe_tables import ProbeTable
 from sharding.recording import InputError
 from train.config_file import load_config
+from train.tensor_file import file_sha256
 from train.vit import load_encoder
 
 Format = Literal["hf", "timm", "onnx", "torch"]
@@ -68,7 +68,7 @@ def export_encoder(
         model_card(json.loads((making / "config.json").read_text()), cfg, to, tables, data_licence)
     )
     names = sorted(path.name for path in making.iterdir())
-    (making / _SUMS).write_text("".join(f"{_sha256(making / name)}  {name}\n" for name in names))
+    (making / _SUMS).write_text("".join(f"{file_sha256(making / name)}  {name}\n" for name in names))
     shutil.rmtree(out, ignore_errors=True)
     making.replace(out)
     return out
@@ -133,8 +133,3 @@ def _compare(embedder: Embedder, run: Callable[..., Sequence[np.ndarray | torch.
         worst = max(float(np.abs(np.asarray(a) - b.numpy()).max()) for a, b in zip(found, wanted, strict=True))
         if worst > _TOLERANCE:
             raise RuntimeError(f"export {name}: differs by {worst:.1e} from the encoder, at most {_TOLERANCE}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

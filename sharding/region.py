@@ -27,7 +27,6 @@ _MIN_CINE_FRAMES = 8  # that differ
 _EQUAL = 0.5  # grey levels of mean difference between frames that are equal
 _WORK_SIDE = 240  # pixels, short side of the pictures that are searched
 _TOP_ROWS = 0.04  # share of the rows that hold banners, never a moving sector
-_RECTANGLE = 0.9  # share of its bounding box that a trace fills
 _SAME = 0.5  # correlation of the speckle of a trace with itself, moved back, and how much less it is in place
 _NEARER = 0.2
 _NUM_TRACED = 9  # frames in which a trace is looked for
@@ -171,11 +170,9 @@ def _deviation(frames: np.ndarray) -> np.ndarray:
 
 
 def _is_trace(frames: np.ndarray, sector: np.ndarray) -> bool:
-    """Whether a rectangle scrolls, or changes in few columns at a time: M-mode or a spectrum, no picture."""
+    """Whether an area scrolls, or changes in few columns at a time: M-mode or a spectrum, no picture."""
     rows, columns = np.flatnonzero(sector.any(axis=1)), np.flatnonzero(sector.any(axis=0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    if sector[box].mean() < _RECTANGLE:
-        return False
     panes = frames[:_NUM_TRACED, *box].astype(np.float32)[:, ::2]  # rows of a trace are alike in this
     speckle = np.stack([_speckle(pane) for pane in panes])
     return any(_scrolls(speckle, lag) or _scrolls(speckle[:, :, ::-1], lag) or _sweeps(panes, lag) for lag in _LAGS)

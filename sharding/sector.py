@@ -52,7 +52,9 @@ def _solid(lit: np.ndarray) -> np.ndarray:
     solid = (density > _SOLID_DENSITY).astype(np.uint8)
     brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
     opened = cv2.morphologyEx(solid, cv2.MORPH_OPEN, brush)
-    return cv2.morphologyEx(opened, cv2.MORPH_CLOSE, brush)
+    closed = cv2.morphologyEx(opened, cv2.MORPH_CLOSE, brush)
+    band = cv2.blur(lit.astype(np.float32), (3 * reach, 3)) == 0  # black: a trace begins below it, which is no sector
+    return np.asarray(closed & (opened | ~band))
 
 
 def _components(solid: np.ndarray) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
 """One safetensors file that is whole, or absent, or known to be damaged."""
 
+import hashlib
 import shutil
 import zlib
 from pathlib import Path
@@ -79,3 +80,9 @@ def _crc32(tensors: dict[str, torch.Tensor]) -> str:
         content = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data
         crc = zlib.crc32(content, zlib.crc32(name.encode(), crc))
     return f"{crc:08x}"
+
+
+def file_sha256(path: Path) -> str:
+    """Of a whole file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

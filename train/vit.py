@@ -3,7 +3,6 @@
 Dimensions: B images, S pixels a side, N patches, K patches that are shown, T targets of L tokens, D width.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -15,6 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from sharding.recording import InputError
+from train.tensor_file import file_sha256
 
 
 def _define_missing_torchvision_operators() -> None:
@@ -245,7 +245,7 @@ def save_encoder(encoder: Encoder, directory: Path, facts: dict[str, Any]) -> No
         "classifier": "head",
     }
     config["model_args"].pop("num_classes", None)  # stands beside it, too, and transformers would pass it twice
-    config["us_jepa"] = facts | {"weights_sha256": _sha256(directory / "model.safetensors")}
+    config["us_jepa"] = facts | {"weights_sha256": file_sha256(directory / "model.safetensors")}
     path.write_text(json.dumps(config, indent=1) + "\n")
 
 
@@ -265,15 +265,10 @@ def load_encoder(directory: Path) -> Encoder:
     model_args = {key: value for key, value in config["model_args"].items() if key != "num_classes"}
     encoder = Encoder(config["architecture"], model_args, described["mean"][0], described["std"][0])
     weights, known = directory / "model.safetensors", config["us_jepa"].get("weights_sha256")
-    if known is not None and _sha256(weights) != known:
+    if known is not None and file_sha256(weights) != known:
         raise InputError(f"encoder {weights}: is not the file that was saved (another sha256); copy it again")
     load_strictly(encoder.vit, load_file(weights), str(directory))
     return encoder
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_strictly(module: nn.Module, weights: dict[str, torch.Tensor], where: str) -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
+import torch
 import yaml
-from safetensors.torch import load_file, save_file
 
 from sharding.tar_index import load_index
 from tests.conftest import ROOT, run_command
 from train.config_file import load_config
 from train.run import open_run
+from train.vit import load_encoder, save_encoder
 
 pytestmark = pytest.mark.launch
 STEPS = 8
@@ -170,11 +171,15 @@ def test_a_config_that_changes_before_the_first_checkpoint_is_a_new_run_in_mlflo
 
 
 def test_a_resumed_run_refuses_another_teacher_of_the_same_name(runs: Path) -> None:
-    path = runs / "teacher" / "encoder" / "model.safetensors"
-    before = path.read_bytes()
-    save_file({name: value + 1 for name, value in load_file(path).items()}, path)
+    folder, kept = runs / "teacher" / "encoder", runs / "kept"
+    shutil.copytree(folder, kept)
+    encoder = load_encoder(folder)
+    with torch.no_grad():
+        encoder.vit.norm.bias += 1
+    save_encoder(encoder, folder, {})
     done = run_command("python", str(ROOT / "train" / "pretrain.py"), "--config", str(runs / "two.yaml"))
-    path.write_bytes(before)
+    shutil.rmtree(folder)
+    kept.rename(folder)
     assert done.returncode == 2, done.stderr
     assert re.search(r"teacher_sha256 was \w{12} until step 8, and is \w{12} now; bring back what it was", done.stderr)
 
