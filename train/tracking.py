@@ -145,11 +145,13 @@ def log_loadable(client: MlflowClient, run_id: str, loader: str, data: Path, col
 
     """
     mlflow.set_tracking_uri(client.tracking_uri)
+    experiment = client.get_run(run_id).info.experiment_id  # Model.log alone takes the default one
+    made = client.create_logged_model(experiment, name="encoder", source_run_id=run_id, model_type="encoder")
     logged = Model.log(
         None,
         mlflow.pyfunc,
-        name="encoder",
         run_id=run_id,
+        model_id=made.model_id,
         loader_module=loader,
         data_path=str(data),
         signature=ModelSignature(inputs=Schema([ColSpec("binary", column)])),

@@ -21,7 +21,7 @@ from eval.encoders import open_encoder
 from tests.conftest import ROOT
 from tests.deploy.server import Server, free_port
 from train.journal import Journal
-from train.tracking import experiment_id, open_client
+from train.tracking import experiment_id, open_client, recorded_run
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,12 @@ def answers(address: str) -> bool:
 @pytest.mark.slow
 def test_mlflow_serves_the_logged_model(run_dir: Path, guarded: Server, labelled: Path) -> None:
     model = log_to_mlflow(run_dir)
-    assert model.startswith("models:/")
+    client, run_id = recorded_run(run_dir)
+    logged, run = client.get_logged_model(model.removeprefix("models:/")), client.get_run(run_id)
+    assert (logged.source_run_id, logged.experiment_id) == (run_id, run.info.experiment_id)
+    assert logged.status == "READY"
+    assert logged.artifact_location.startswith(f"file://{run_dir.parent}")
+    assert run.info.status == "RUNNING"  # as it was
     data = (labelled / "r0000_0.dcm").read_bytes()
     with scoring(model, f"sqlite:///{run_dir.parent / 'mlflow.db'}", run_dir.parent) as address:
         rows = [{"upload": base64.b64encode(one).decode()} for one in (data, b"hello")]
