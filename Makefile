@@ -8,7 +8,7 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui export-check plan-check bench-embed bench-probe bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture
+.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui export-check plan-check bench-embed bench-serve bench-probe bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -91,6 +91,9 @@ bench-embed: setup  ## us-jepa embed beside the bare encoder, on the same frames
 
 bench-probe: setup  ## the fair probe beside cold scikit-learn and the paper's loop, on the same grid; exit code 1 below a gate
 	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.bench.probe
+
+bench-serve: setup  ## us-jepa serve with 16 clients beside the offline way, on the same frames
+	$(BIN)/python -m pipeline.bench.serve
 
 .venv/.learn: .venv/.ready
 	$(BIN)/pip install --quiet -e ".[learn]"

@@ -18,6 +18,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     _add_probe(commands)
     _add_export(commands)
     _add_embed(commands)
+    _add_serve(commands)
     demo = commands.add_parser("demo", help="the whole line in minutes")
     demo.add_argument("--out", type=Path, default=Path("build/demo"), help="(%(default)s)")
     _add_doctor(commands)
@@ -119,6 +120,7 @@ def _add_export(commands: _Commands) -> None:
     )  # fmt: skip
     add("--probe", type=Path, metavar="DIR", help="folder of `us-jepa probe` whose table goes into the model card")
     add("--data-licence", default="", metavar="TEXT", help="of the data it was trained on, for the model card")
+    add("--mlflow", action="store_true", help="also log the encoder to its MLflow run, for `mlflow models serve`")
 
 
 def _add_embed(commands: _Commands) -> None:
@@ -139,6 +141,35 @@ def _add_embed(commands: _Commands) -> None:
     add("--max-frames", type=int, default=32, help="frames per clip, evenly spaced")
     add("--pixels", choices=("certified", "public", "as_is"), default="certified", help="see `us-jepa shards --help`")
     add("--key-file", type=Path, default=_default_key(), help="secret of the pseudonyms")
+
+
+def _add_serve(commands: _Commands) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="vectors of uploads over HTTP, and a page to try it",
+        description="""Answers POST /embed (one DICOM, image or video) with vectors; same decoding, region and
+        de-identification as shards. Nothing of an upload is written to a disk or logged.""",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = serve.add_argument
+    add("encoder", help="run directory, encoder folder, or whatever `us-jepa probe --encoders` takes")
+    add("--host", default="127.0.0.1", help="address to listen on; any that others reach wants a token")
+    add("--port", type=int, default=8600, help="0: any that is free")
+    add("--token-file", type=Path, help="secret that clients bring, made if it does not exist; None: none on loopback")
+    add("--table", type=Path, help="*.parquet of `us-jepa embed` by the same encoder, to find what is most like it")
+    add("--pixels", choices=("certified", "public", "as_is"), default="certified", help="see `us-jepa shards --help`")
+    add("--profiles", type=Path, help="YAML of device profiles that your site has signed")
+    add("--max-frames", type=int, default=32, help="frames of an upload that are embedded, evenly spaced")
+    add("--max-mib", type=float, default=64, help="size of an upload")
+    add("--body-seconds", type=float, default=30, help="in which an upload must arrive")
+    add("--seconds", type=float, default=20, help="after which a decoder is killed; it is tried twice")
+    add("--memory", type=float, default=4, help="GiB that a decoder may use")
+    add("--decoders", type=int, default=min(8, os.cpu_count() or 1), help="uploads decoded at the same time")
+    add("--max-batch", type=int, default=32, help="frames in one pass of the encoder")
+    add("--max-wait-ms", type=float, default=5, help="that a frame waits for others")
+    add("--max-waiting", type=int, default=32, help="uploads in memory at the same time; more are answered with 503")
+    add("--tls-cert", type=Path, help="PEM; with --tls-key")
+    add("--tls-key", type=Path, help="PEM")
 
 
 def _add_shards(commands: _Commands) -> None:

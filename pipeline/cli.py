@@ -9,12 +9,14 @@ us-jepa probe --encoders    any encoders on any labelled sets, compared in pairs
 us-jepa export RUN OUT      for timm, transformers, onnxruntime, torch.export; with a model card
 us-jepa promote RUN         into MLflow's model registry; champion if it beats the champion
 us-jepa embed RUN SRC OUT   a vector per frame and clip, as Parquet; or what is most like a query
+us-jepa serve RUN           vectors of uploads over HTTP, and a page to try it
 us-jepa demo                all of it, on generated and real recordings, in minutes
 us-jepa doctor [SHARDS]     is this machine ready, and does the stream keep up?
 us-jepa plan --frames 1e9   shards, bytes, CPU and GPU hours, nodes, with every formula
 """
 
 import argparse
+import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +143,10 @@ def _export(args: argparse.Namespace) -> int:
 
     tables = load_tables(args.probe) if args.probe else ()
     print(f"export:  {export_encoder(args.run, args.out, args.to, tables, args.data_licence)}")
+    if args.mlflow:
+        from deploy.scoring import log_to_mlflow
+
+        print(f"serve:   mlflow models serve -m {log_to_mlflow(args.run)} --env-manager local")
     return 0
 
 
@@ -154,6 +160,15 @@ def _embed(args: argparse.Namespace) -> int:
         print_nearest(cfg, raw, args.out, args.topk)
     else:
         write_table(cfg, raw, args.out)
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    if importlib.util.find_spec("fastapi_offline") is None:
+        raise InputError("serve: needs the extra `serve`; pip install -e '.[serve]'")
+    from pipeline.serve import serve
+
+    serve(args)
     return 0
 
 
@@ -196,6 +211,7 @@ _COMMANDS = {
     "probe": _probe,
     "export": _export,
     "embed": _embed,
+    "serve": _serve,
     "demo": _demo,
     "doctor": _doctor,
     "plan": _plan,
