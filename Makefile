@@ -8,7 +8,7 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui export-check plan-check bench-embed bench-serve bench-probe bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture
+.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui export-check plan-check bench-embed bench-serve bench-probe bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture slurm-test deploy-check stack image-test
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -122,3 +122,24 @@ build/bench-venv/.ready: pipeline/bench/requirements.txt .venv/.ready
 bench-stream: build/bench-venv/.ready  ## the stream beside webdataset, litdata and mosaic streaming, on the same samples
 	$(BIN)/python -m pipeline.bench.order
 	build/bench-venv/bin/python -m pipeline.bench.stream
+
+APT_GET := apt-get install --yes --no-install-recommends
+
+slurm-test: setup  ## as root on Debian: installs Slurm, runs deploy/slurm end to end on this machine
+	(command -v slurmctld && command -v munged) || $(APT_GET) slurmctld slurmd slurm-client munge
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/deploy/test_slurm.py
+
+.venv/.deploy-check: .venv/.ready
+	$(BIN)/pip install --quiet -e ".[deploy-check]"
+	touch $@
+
+deploy-check: .venv/.deploy-check  ## every file of deploy/ against the schema or linter of what will read it
+	$(BIN)/python -m deploy.check
+
+stack: setup  ## MLflow with accounts on PostgreSQL and S3, without Docker, until Ctrl-C
+	ls /usr/lib/postgresql/*/bin/initdb || $(APT_GET) postgresql
+	$(BIN)/python -m deploy.stack
+
+image-test:  ## as root on Debian 12: builds the CPU image without Docker, runs the demo in it
+	(command -v buildah && command -v debootstrap) || $(APT_GET) buildah debootstrap crun golang-github-containers-common
+	tests/deploy/image_test.sh

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from sharding.recording import InputError
@@ -57,9 +58,7 @@ def load_key(path: Path) -> bytes:
 
     """
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600, exist_ok=False)
-        path.write_bytes(secrets.token_hex(_KEY_BYTES).encode())
+        _make_key(path)
     mode = path.stat().st_mode & 0o777
     if mode & 0o077:
         raise InputError(f"key file {path}: mode is {mode:04o}, others can read it; run `chmod 600 {path}`")
@@ -67,6 +66,19 @@ def load_key(path: Path) -> bytes:
     if len(key) < _KEY_BYTES:
         raise InputError(f"key file {path}: {len(key)} bytes, at least {_KEY_BYTES} are needed")
     return key
+
+
+def _make_key(path: Path) -> None:
+    """Many tasks of a job array may come here at once: the first key stays, and nobody reads a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    draft.touch(mode=0o600, exist_ok=False)
+    try:
+        draft.write_bytes(secrets.token_hex(_KEY_BYTES).encode())
+        with suppress(FileExistsError):
+            path.hardlink_to(draft)
+    finally:
+        draft.unlink()
 
 
 def allowed_tags(manufacturer: str, body_part: str) -> dict[str, str]:

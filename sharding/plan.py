@@ -6,6 +6,7 @@ The listing holds paths, and paths hold names: it lies beside the key, readable 
 import hashlib
 import mmap
 import os
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,7 +55,9 @@ class Plan:
 def write_plan(entries: Iterable[tuple[str, int]], path: Path) -> Plan:
     """Write a listing of (name, bytes) and return it as a plan."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(
+        f".{path.name}.{secrets.token_hex(4)}.tmp"
+    )  # not the pid: tasks on other nodes may share it
     digest, num_sources, num_bytes = hashlib.sha256(), 0, 0
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         for name, size in entries:

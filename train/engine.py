@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import deepspeed
 import torch
+from deepspeed.constants import default_pg_timeout
 from torch import distributed, nn
 
 from sharding.order import micro_batches_per_step
@@ -33,6 +34,20 @@ def start_distributed() -> tuple[int, int]:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return distributed.get_rank(), distributed.get_world_size()
+
+
+def limit_waiting() -> None:
+    """No rank waits for another longer than DEEPSPEED_TIMEOUT minutes (10); call it when all groups are there.
+
+    torch gives the groups that DeepSpeed makes half an hour each, whatever the first one was given.
+    """
+    for group in list(distributed.distributed_c10d._world.pg_map):  # there is no public way to name them all
+        distributed.distributed_c10d._set_pg_timeout(default_pg_timeout, group)
+
+
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Whether a collective operation failed since another rank, or the way to it, is gone."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
 
 
 def on_rank_0(act: Callable[[], T]) -> T | None:
@@ -119,6 +134,7 @@ def build_engine(module: nn.Module, cfg: PretrainConfig, world: int) -> Any:  # 
     groups = [{"params": matrices, "decayed": True}, {"params": others, "decayed": False, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=cfg.optim.lr, betas=cfg.optim.betas, fused=torch.cuda.is_available())
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(cfg, world))
+    limit_waiting()
     if cfg.run.compile:
         engine.compile(compile_kwargs={"dynamic": False})
     return engine

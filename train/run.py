@@ -17,7 +17,7 @@ from train.checkpoint import Checkpoint, CheckpointStore, latest_checkpoint
 from train.config import PretrainConfig
 from train.config_file import flat_config, load_config, results_differ, save_config
 from train.data import find_sets, stream_of_rank
-from train.engine import matmul_rate, on_rank_0, start_distributed
+from train.engine import is_lost_rank, matmul_rate, on_rank_0, start_distributed
 from train.flops import costs_of, describe_costs, step_flops_of
 from train.job import Job, begin, build_job
 from train.loop import StoppedError, train
@@ -27,6 +27,16 @@ from train.tracking import Tracker, git_commit, tracking_uri
 from train.vit import load_strictly, new_student, save_encoder
 
 STOPPED = 75  # exit code of a run that was asked to stop: EX_TEMPFAIL, try again
+
+
+class LostRankError(Exception):
+    """Another rank, or the network to it, is gone."""
+
+    def __init__(self, cause: RuntimeError) -> None:
+        super().__init__(
+            f"rank {os.environ['RANK']}: has lost another rank ({str(cause).partition(chr(10))[0][:200]}); see what "
+            "the others said first, and the network between hosts. The same command goes on from the last checkpoint"
+        )
 
 
 def open_run(cfg: PretrainConfig, checkpoint: Checkpoint | None) -> None:
@@ -62,6 +72,11 @@ def start(argv: list[str], description: str) -> int:
     except StoppedError as stopped:
         say(stopped)
         return STOPPED
+    except RuntimeError as error:
+        if not is_lost_rank(error):
+            raise
+        say(LostRankError(error))
+        return 1
     return 0
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import queue
 import re
+import shutil
 import subprocess
 from functools import partial
 from importlib.metadata import version
@@ -161,8 +162,14 @@ def log_loadable(client: MlflowClient, run_id: str, loader: str, data: Path, col
 
 
 def git_commit() -> str:
-    """Commit of the code, `unknown` outside a checkout; `-dirty` when files differ from it."""
+    """Commit of the code: what the image says ($US_JEPA_COMMIT), else of the checkout, with `-dirty` when files differ.
+
+    `unknown` where there is neither, or no git.
+    """
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    said = os.environ.get("US_JEPA_COMMIT", "")
+    if said or shutil.which("git") is None:
+        return said or "unknown"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 

@@ -4,8 +4,10 @@ import json
 import shutil
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import cv2
 import numpy as np
@@ -195,6 +197,19 @@ def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     path.chmod(0o644)
     with pytest.raises(InputError, match=r"0644, others can read it; run `chmod 600"):
         load_key(path)
+
+
+def test_tasks_that_start_at_once_agree_on_the_key_that_they_make(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        for place in range(20):
+            start = Barrier(16)
+
+            def load(path: Path = tmp_path / str(place), start: Barrier = start) -> bytes:
+                start.wait()
+                return load_key(path)
+
+            assert len({task.result() for task in [pool.submit(load) for _ in range(16)]}) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(map(str, range(20)))
 
 
 def test_free_text_never_becomes_a_tag() -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from sharding.recording import InputError
 from tests.conftest import ROOT
 from tests.train.mlflow_server import Server, wait_until
 from train.journal import Artifact, Journal, read_record
-from train.tracking import Tracker, log_artifacts, open_client, recorded_run
+from train.tracking import Tracker, git_commit, log_artifacts, open_client, recorded_run
 
 EXPERIMENT = "test"
 
@@ -382,3 +383,12 @@ def test_an_error_that_nobody_foresaw_is_said_and_tried_again(
     assert caplog.text.count("RuntimeError: never seen before") == 1
     run.close("FINISHED")
     assert history(store, only_run(store)) == [0]
+
+
+def test_the_commit_is_of_the_image_or_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("US_JEPA_COMMIT", raising=False)
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", git_commit())
+    monkeypatch.setenv("PATH", "/nowhere")  # an image has no git
+    assert git_commit() == "unknown"
+    monkeypatch.setenv("US_JEPA_COMMIT", "abc")
+    assert git_commit() == "abc"
