@@ -8,7 +8,7 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui bench-embed bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture slurm-test deploy-check stack image-test
+.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui export-check plan-check bench-embed bench-serve bench-probe bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture slurm-test deploy-check stack image-test
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -50,7 +50,7 @@ shards: setup  ## SRC=folder OUT=folder [ARGS="--public ..."]
 pretrain: setup  ## CONFIG=file NUM_GPUS=n [ARGS="optim.lr=3e-4 ..."]
 	$(BIN)/us-jepa pretrain --num-gpus $(NUM_GPUS) --config $(CONFIG) $(ARGS)
 
-probe: setup  ## RUN=run directory DATA=labelled folder, or ENCODERS=a,b SETS=x,y OUT=folder [ARGS="--protocol fair,paper ..."]
+probe: setup  ## RUN=run directory DATA=labelled folder, or ENCODERS=a,b SETS=x,y OUT=folder [ARGS="--protocol fair,paper,knn,attentive --few-shot --robustness"]
 	$(BIN)/us-jepa probe $(if $(ENCODERS),--encoders $(ENCODERS) --sets $(SETS) --out $(OUT),$(RUN) --data $(DATA)) $(ARGS)
 
 review: setup  ## MLflow with links: health of pretrainings, comparison of probes
@@ -80,8 +80,20 @@ bench-step: setup  ## the step beside a plain-PyTorch I-JEPA on this CPU, masks,
 bench-gpu: setup  ## ViT-S, B and L on a CUDA device: speed, memory, compiled, side stream, syncs, fp8, profile
 	$(BIN)/python -m pipeline.bench.gpu
 
+plan-check: setup  ## us-jepa plan beside a job of 10^4 frames that really runs; exit code 1 above 25 %
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.bench.plan_check
+
+export-check: setup  ## exports in fresh environments: timm alone, onnxruntime alone, transformers alone; installs torch twice
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow tests/deploy/test_fresh_environments.py
+
 bench-embed: setup  ## us-jepa embed beside the bare encoder, on the same frames
 	$(BIN)/python -m pipeline.bench.embed
+
+bench-probe: setup  ## the fair probe beside cold scikit-learn and the paper's loop, on the same grid; exit code 1 below a gate
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.bench.probe
+
+bench-serve: setup  ## us-jepa serve with 16 clients beside the offline way, on the same frames
+	$(BIN)/python -m pipeline.bench.serve
 
 .venv/.learn: .venv/.ready
 	$(BIN)/pip install --quiet -e ".[learn]"

@@ -19,6 +19,9 @@ _LOADING["hf"] = _LOADING["timm"] + (
     '\n\n# or\nmodel = transformers.AutoModel.from_pretrained("FOLDER").eval()\n'
     "tokens = model(pixel_values=x).last_hidden_state"
 )
+_CHECK = (  # tools notice a file that was cut short, not a weight that was altered
+    "Check the files before you load them: `sha256sum -c SHA256SUMS` in this folder."
+)
 _NORMALISED = "`x` is `(images - {mean}) / {std}`; average the tokens whose patch has a pixel inside the region."
 _POOLED = "Both inputs are float32; `embeddings` are the mean of the tokens inside the region."
 
@@ -47,11 +50,12 @@ def model_card(
         f"Input: `images` (B, {channels}, {side}, {side}), grey levels in 0..1; the ultrasound region, stretched to "
         "its 2 and 98 % grey levels and fitted into a black square. Output: patch tokens, row by row.",
         f"```python\n{_LOADING[to]}\n```",
+        _CHECK,
         pooled,
         "## Training\n\n" + _bullets(_origin(config) | _recipe(cfg)),
         "## Data\n\n" + "\n".join(map(_data_set, cfg.data.shards)),
         f"Licence of the data: {data_licence or 'not given by whoever exported this; ask before you pass it on'}.",
-        "## Probe\n\n" + ("\n\n".join(map(_probe_text, tables)) or "Not probed when it was exported."),
+        "## Probe\n\n" + ("\n\n".join(map(probe_text, tables)) or "Not probed when it was exported."),
         "## Use\n\nFor research: features for classifiers, retrieval and segmentation heads that are trained and "
         "validated on your own labelled data, with patients kept apart.",
         "## Limits\n\nNo medical device, and not evaluated for diagnosis. Features may carry scanner, site and "
@@ -109,7 +113,8 @@ def _bullets(facts: dict[str, Any]) -> str:
     return "\n".join(f"- {key}: `{value}`" for key, value in facts.items())
 
 
-def _probe_text(table: ProbeTable) -> str:
+def probe_text(table: ProbeTable) -> str:
+    """A probe table in Markdown, with its verdict."""
     header, *rows = table.rows
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ("---",) * len(header), *rows)]
-    return f"Linear probe on {table.name}. {table.verdict}\n\n" + "\n".join(lines)
+    return f"Probe `{table.protocol}` on {table.name}. {table.verdict}\n\n" + "\n".join(lines)

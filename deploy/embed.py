@@ -20,6 +20,7 @@ import torch
 from pyarrow import parquet
 from rich.progress import track
 
+from deploy.index import vectors_in
 from eval.encoders import FrozenEncoder, open_encoder, parse_encoder
 from eval.features import mean_inside
 from sharding.cache import ShardCache
@@ -86,30 +87,36 @@ def embed(cfg: Embedding, shards: str, out: Path) -> Path:
     return clips
 
 
-def nearest(table: Path, query: np.ndarray, num: int) -> list[tuple[float, dict[str, object]]]:
-    """The frames most like a query, by cosine.
-
-    Args:
-        table: what `embed` wrote, by the same encoder.
-        query: (D,) float.
-        num: how many.
-
-    Returns:
-        (cosine, facts of the frame), most alike first.
+def open_on_device(encoder: str) -> FrozenEncoder:
+    """An encoder as `us-jepa probe --encoders` takes it, on the GPU where there is one.
 
     Raises:
-        InputError: the table's vectors have another length.
+        InputError: no such encoder.
 
     """
-    frames = parquet.read_table(table)
-    vectors = _vectors(frames)
-    if vectors.shape[1] != len(query):
-        raise InputError(f"index {table}: vectors of {vectors.shape[1]}, the query has {len(query)}; use its encoder")
-    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
-    cosines = vectors @ query.astype(np.float32) / np.maximum(lengths, np.finfo(np.float32).tiny)
-    best = np.argsort(-cosines, kind="stable")[:num]
-    facts = frames.drop_columns("embedding").take(best).to_pylist()
-    return list(zip(cosines[best].tolist(), facts, strict=True))
+    return open_encoder(*parse_encoder(encoder)).to(_device())
+
+
+def squares_of(frames: Sequence[np.ndarray], region: np.ndarray, percentiles: tuple[int, int], size: int) -> np.ndarray:
+    """Stored frames (h, w) uint8 and their region (h, w) bool as an encoder sees them, (n, 2, size, size) uint8."""
+    return np.stack([to_square(stretch(frame, region, percentiles), region, size) for frame in frames])
+
+
+def vectors_of(encoder: FrozenEncoder, squares: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors (n, D) of squares (n, 2, S, S) uint8, the mean of the patches inside the region; and the patches.
+
+    Returns:
+        vectors (n, D) and patches (n, N, D), float32, on the encoder's device.
+
+    """
+    batch = torch.from_numpy(squares).to(encoder.get_buffer("mean").device) / 255.0
+    patches = encoder(batch[:, :1]).patches
+    return mean_inside(patches, batch[:, 1:], encoder.grid), patches
+
+
+def size_of(encoder: FrozenEncoder) -> int:
+    """Side in pixels of the squares that it is given."""
+    return encoder.size or _SIZE
 
 
 def _parts(cfg: Embedding, shards: list[Shard], out: Path) -> list[Path]:
@@ -126,7 +133,7 @@ def _parts(cfg: Embedding, shards: list[Shard], out: Path) -> list[Path]:
 
 
 def _digest(encoder: FrozenEncoder, shard: Shard) -> str:
-    said = f"{_VERSION} {encoder.identity} {_size(encoder)} {shard.sha256 or shard}"
+    said = f"{_VERSION} {encoder.identity} {size_of(encoder)} {shard.sha256 or shard}"
     return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
@@ -151,7 +158,7 @@ _opened: list[FrozenEncoder] = []  # of a worker
 
 def _open(cfg: Embedding, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
-    _opened.append(open_encoder(*parse_encoder(cfg.encoder)).to(_device()))
+    _opened.append(open_on_device(cfg.encoder))
 
 
 def _embed_in_worker(shard: Shard, path: Path) -> None:
@@ -181,17 +188,11 @@ def _embed_shard(encoder: FrozenEncoder, shard: Shard, path: Path) -> None:
 
 
 def _rows(encoder: FrozenEncoder, samples: Sequence[Sample]) -> Iterator[dict[str, object]]:
-    frames = [stretch(one.frame, one.region, one.meta.percentiles) for one in samples]
-    size = _size(encoder)
-    squares = np.stack([to_square(frame, one.region, size) for frame, one in zip(frames, samples, strict=True)])
-    batch = torch.from_numpy(squares).to(encoder.get_buffer("mean").device) / 255.0
-    vectors = mean_inside(encoder(batch[:, :1]).patches, batch[:, 1:], encoder.grid).half().cpu().numpy()
+    size = size_of(encoder)
+    squares = [squares_of([one.frame], one.region, one.meta.percentiles, size) for one in samples]
+    vectors = vectors_of(encoder, np.concatenate(squares))[0].half().cpu().numpy()
     for one, vector in zip(samples, vectors, strict=True):
         yield {"key": one.key, "embedding": vector} | {name: getattr(one.meta, name) for name in _FACTS}
-
-
-def _size(encoder: FrozenEncoder) -> int:
-    return encoder.size or _SIZE
 
 
 def _schema(width: int) -> pa.Schema:
@@ -200,16 +201,10 @@ def _schema(width: int) -> pa.Schema:
     return pa.schema([*text, *more, ("embedding", pa.list_(pa.float16(), width))])
 
 
-def _vectors(table: pa.Table) -> np.ndarray:
-    """(n, D) float32."""
-    column = table["embedding"].combine_chunks()
-    return np.asarray(column.flatten()).reshape(len(column), -1).astype(np.float32)
-
-
 def _mean_of_clips(frames: pa.Table) -> pa.Table:
     """Clips in the order of their first frame."""
     clips, first, inverse = np.unique(frames["clip"].to_numpy(), return_index=True, return_inverse=True)
-    vectors = _vectors(frames)
+    vectors = vectors_in(frames)
     counts = np.bincount(inverse)
     means = np.zeros((len(clips), vectors.shape[1]), np.float32)
     np.add.at(means, inverse, vectors)

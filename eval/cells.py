@@ -36,10 +36,6 @@ class Cells:
         value: Json = json.loads(self._store.read(name))["value"]
         return value
 
-    def has(self, key: Mapping[str, Any]) -> bool:
-        """Whether the piece of a key is finished."""
-        return self._store.exists(f"{key_hash(key)}.json")
-
 
 def key_hash(key: Mapping[str, Any]) -> str:
     """32 hexadecimal digits that name a key."""

@@ -14,7 +14,9 @@ from typing import Any, get_args
 from rich.console import Console
 
 from eval.cells import Json, canonical
-from eval.comparison_cells import Contender, Pieces, Protocol, majority_cell, set_cell
+from eval.comparison_cells import Contender, Pieces
+from eval.comparison_probes import Protocol
+from eval.comparison_sets import majority_cell, set_cell
 from eval.datasets import load_set
 from eval.encoders import open_encoder, parse_encoder
 from eval.features import Pooling
@@ -39,11 +41,12 @@ class ComparisonConfig:
         encoders: specs of eval/encoders.py, each with `=FILE` where it needs one; pixels and the majority class are
             always added.
         sets: specs of eval/datasets.py.
-        protocols: of eval/probe.py and its neighbours; the first one is that of pictures.
+        protocols: of eval/comparison_probes.py; the first one is that of pictures and headlines.
         pooling: of patch features.
         size: side of the frames in pixels, before an encoder resizes them.
         frames_per_recording: of a cine.
         probe: settings of the probes.
+        few_shot: also probe with shares of the training patients.
         robustness: also probe degraded frames; 18 more passes per encoder and set.
         pictures: put frames on the page.
 
@@ -56,6 +59,7 @@ class ComparisonConfig:
     size: int = 224
     frames_per_recording: int = 4
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    few_shot: bool = False
     robustness: bool = False
     pictures: bool = True
 
@@ -142,9 +146,9 @@ def _contender(spec: str, weights: Path | None) -> Contender:
 
 
 def cells_of_set(cfg: ComparisonConfig, spec: str, contenders: list[Contender], out: Path) -> SetCells:
-    """All cells of a set, those that are missing made now."""
+    """All cells of a set, those that are missing made now; what is wrong with the set is said first."""
     dataset = load_set(spec, cfg.size, cfg.frames_per_recording)
-    facts = set_cell(dataset, out)
+    facts = set_cell(dataset, cfg.probe, out)
     for remark in facts["remarks"]:
         Console().print(f"{dataset.name}: {remark}", markup=False)
     floor = majority_cell(dataset, cfg.probe, out)
@@ -158,6 +162,14 @@ def _add(cells: SetCells, name: str, pieces: Pieces, cfg: ComparisonConfig) -> N
     for protocol in cfg.protocols:
         cells.probes[protocol][name] = pieces.probe(protocol)
     cells.label_free[name] = pieces.label_free()
+    for found, by_encoder in (
+        (pieces.segmentation(), cells.segmentation),
+        (pieces.regression(), cells.regression),
+    ):
+        if found:
+            by_encoder[name] = found
+    if cfg.few_shot:
+        cells.few_shot[name] = pieces.few_shot()
     if cfg.robustness:
         cells.robustness[name] = pieces.robustness()
     if cfg.pictures:
@@ -191,7 +203,8 @@ def _probed(cfg: ComparisonConfig, contenders: list[Contender], results: Json) -
 
 
 def _one_probed(cfg: ComparisonConfig, contender: Contender, one: Json) -> Probed:
-    params = {"dataset": one["name"], "encoder": contender.name, "pooling": cfg.pooling, "folds": str(cfg.probe.folds)}
+    folds = str(cfg.probe.folds) if one["splits"] is None else "published splits"
+    params = {"dataset": one["name"], "encoder": contender.name, "pooling": cfg.pooling, "folds": folds}
     params["protocols"] = ",".join(cfg.protocols)
     scores = {f"features/{name}": value for name, value in one["label_free"].get(contender.name, {}).items()}
     for number, (protocol, table) in enumerate(one["tables"].items()):
@@ -203,4 +216,9 @@ def _one_probed(cfg: ComparisonConfig, contender: Contender, one: Json) -> Probe
 
 def _flat(scores: Json, prefix: str) -> dict[str, float]:
     ends = {"value": "", "low": "_low", "high": "_high"}
-    return {f"{prefix}/{metric}{end}": scores[metric][key] for metric in METRICS for key, end in ends.items()}
+    return {
+        f"{prefix}/{metric}{end}": scores[metric][key]
+        for metric in METRICS
+        for key, end in ends.items()
+        if key in scores[metric]
+    }

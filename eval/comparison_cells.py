@@ -4,33 +4,31 @@ Dimensions: n samples, m samples that are reported, D features, C classes.
 """
 
 import base64
-import hashlib
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from eval.cells import Cells, Json
+from eval.comparison_probes import (
+    Protocol,
+    degraded_macro_f1,
+    few_shot_cell,
+    probe_cell,
+    regression_cell,
+    segmentation_cell,
+)
+from eval.comparison_sets import VERSION, set_identity
 from eval.datasets import LabelledSet
 from eval.encoders import FrozenEncoder, open_encoder
-from eval.features import Pooling, extract, pooled
+from eval.features import Pooling, extract, extract_tokens, pooled
 from eval.label_free import label_free
 from eval.metrics import scores
-from eval.probe import (
-    ProbeConfig,
-    ProbeResult,
-    fit_and_predict,
-    fold_of_each,
-    linear_probe,
-    majority_probabilities,
-)
+from eval.probe import ProbeConfig
 from eval.probe_pictures import errors_png, neighbours_png, patches_png
+from eval.results import reported_of
 from eval.robustness import KINDS, SEVERITIES, Kind, degrade
-
-Protocol = Literal["fair"]
-_VERSION = 1  # of what the cells hold
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,26 @@ class Pieces:
     def probe(self, protocol: Protocol) -> Json:
         """Probabilities of the reported samples, and what the probe chose."""
         key = self._key("probe", protocol=protocol, probe=asdict(self._cfg))
-        return self._cells.get(key, lambda: _probe_cell(self._probe(protocol)))
+        return self._cells.get(key, lambda: self._probe(protocol))
+
+    def few_shot(self) -> Json:
+        """Macro F1 by share of the train groups."""
+        key = self._key("few_shot", probe=asdict(self._cfg))
+        return self._cells.get(key, lambda: few_shot_cell(self._dataset, self._cfg, self._features))
+
+    def segmentation(self) -> Json:
+        """Dice of a linear head; empty where the set has no masks, or the encoder only one patch, which has no map."""
+        if self._dataset.masks is None or self._contender.grid == 1:
+            return {}
+        key = self._key("segmentation", folds=self._cfg.folds)
+        return self._cells.get(key, lambda: segmentation_cell(self._dataset, self._cfg.folds, self._tokens))
+
+    def regression(self) -> Json:
+        """R2 and mean absolute error of ridge regression; empty where the set has no values."""
+        if self._dataset.values is None:
+            return {}
+        key = self._key("regression", folds=self._cfg.folds)
+        return self._cells.get(key, lambda: regression_cell(self._dataset, self._cfg.folds, self._features))
 
     def pictures(self, protocol: Protocol) -> Json:
         """PNG as base64: patch features, neighbours, and the worst errors of a protocol; empty where there is none."""
@@ -114,14 +131,7 @@ class Pieces:
             pooled(self._encoder, degrade(data.squares, kind, severity, data.keys), f"{kind} {severity}", self._pooling)
             for severity in SEVERITIES
         ]
-        probabilities = np.full((len(SEVERITIES), len(data.labels), len(data.classes)), np.nan)
-        for fitted, reported in _parts(data, self._cfg):
-            predicted = np.concatenate([one[reported] for one in features])
-            clean, labels, groups = (values[fitted] for values in (self._features, data.labels, data.groups))
-            found = fit_and_predict(clean, labels, groups, predicted, self._cfg)[1]
-            probabilities[:, reported] = found.reshape(len(SEVERITIES), len(reported), -1)
-        there = ~np.isnan(probabilities[0, :, 0])
-        return [scores(data.labels[there], one[there]).macro_f1 for one in probabilities]
+        return degraded_macro_f1(data, self._cfg, self._features, np.stack(features))
 
     @cached_property
     def _encoder(self) -> FrozenEncoder:
@@ -131,13 +141,16 @@ class Pieces:
     def _features(self) -> np.ndarray:
         return extract(self._encoder, self._dataset, self._pooling, self._folder)
 
+    @cached_property
+    def _tokens(self) -> np.ndarray:
+        return extract_tokens(self._encoder, self._dataset, self._folder)
+
     def _key(self, kind: str, **more: object) -> Json:
-        known = {"kind": kind, "version": _VERSION, "set": self._set, "encoder": self._contender.identity}
+        known = {"kind": kind, "version": VERSION, "set": self._set, "encoder": self._contender.identity}
         return known | {"pooling": self._pooling, **more}
 
-    def _probe(self, protocol: Protocol) -> ProbeResult:
-        data = self._dataset
-        return linear_probe(self._features, data.labels, data.groups, self._cfg)
+    def _probe(self, protocol: Protocol) -> Json:
+        return probe_cell(protocol, self._dataset, self._cfg, lambda: self._features, lambda: self._tokens)
 
     def _pictures(self, probed: Json) -> Json:
         data = self._dataset
@@ -148,65 +161,3 @@ class Pieces:
             "errors": errors_png(data, reported, np.array(probed["probabilities"])),
         }
         return {name: base64.b64encode(png).decode() for name, png in pictures.items()}
-
-
-def set_cell(dataset: LabelledSet, out: Path) -> Json:
-    """What results need to know of a set; groups as numbers, so that no name of a patient is copied."""
-
-    def make() -> Json:
-        return {
-            "name": dataset.name,
-            "sha256": dataset.sha256,
-            "classes": list(dataset.classes),
-            "labels": dataset.labels.tolist(),
-            "groups": np.unique(dataset.groups, return_inverse=True)[1].tolist(),
-            "num_refused": dataset.num_refused,
-            "remarks": [],
-        }
-
-    key = {"kind": "set", "version": _VERSION, "set": set_identity(dataset), "refused": dataset.num_refused}
-    return Cells(out / "cells").get(key | {"name": dataset.name}, make)
-
-
-def majority_cell(dataset: LabelledSet, cfg: ProbeConfig, out: Path) -> Json:
-    """The floor that needs no encoder, on the samples that a probe reports."""
-
-    def make() -> Json:
-        folds = fold_of_each(dataset.labels, dataset.groups, cfg)
-        probabilities = majority_probabilities(dataset.labels, folds)
-        return {
-            "probabilities": probabilities.tolist(), "reported": None, "strengths": [], "constant": True,
-            "num_unconverged": 0,
-        }  # fmt: skip
-
-    key = {"kind": "majority", "version": _VERSION, "set": set_identity(dataset), "probe": asdict(cfg)}
-    return Cells(out / "cells").get(key, make)
-
-
-def set_identity(dataset: LabelledSet) -> str:
-    """sha256 over everything of a set that changes a number, in its own order."""
-    digest = hashlib.sha256(dataset.sha256.encode())
-    for values in (dataset.keys, dataset.labels, dataset.groups):
-        digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()
-
-
-def reported_of(cell: Json, num_samples: int) -> np.ndarray:
-    """Numbers of the samples that a probe's cell reports."""
-    return np.arange(num_samples) if cell["reported"] is None else np.array(cell["reported"])
-
-
-def _parts(dataset: LabelledSet, cfg: ProbeConfig) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Numbers of the samples that are fitted, and of those that are reported: of every fold."""
-    folds = fold_of_each(dataset.labels, dataset.groups, cfg)
-    return [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(cfg.folds)]
-
-
-def _probe_cell(result: ProbeResult) -> Json:
-    return {
-        "probabilities": result.probabilities.tolist(),
-        "reported": None,
-        "strengths": list(result.strengths),
-        "constant": result.constant,
-        "num_unconverged": result.num_unconverged,
-    }

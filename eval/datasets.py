@@ -1,18 +1,20 @@
-"""Labelled sets: a folder with a labels.csv of path, label, group. Read through the preprocessing of the shards."""
+"""Labelled sets for probes, wherever their pictures lie, through the preprocessing of the shards."""
 
-import csv
 import hashlib
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from rich.progress import track
 
-from sharding.preprocess import cut_clips, stretch, to_square
+from eval.labelled_files import LabelledFrame, list_entries, read_frames
+from eval.labelled_shards import shard_frames
+from eval.ultrabench import BENCH_SETS, BenchSet, bench_set, find_folder
+from sharding.manifest import MANIFEST
 from sharding.recording import FrameChoice, InputError, Rejected
-from sharding.sources import read
 
-_COLUMNS = ("path", "label", "group")
+_KEY_LETTERS = 32
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,16 @@ class LabelledSet:
     """Frames with labels.
 
     Attributes:
-        name: of the folder.
+        name: of the folder, or of the benchmark's set.
         squares: (n, 2, S, S) uint8, frame and region (0 or 255).
         labels: (n,) int64 index into classes.
-        groups: (n,) patient, as text.
-        classes: names, sorted.
+        groups: (n,) patient, or what else belongs together, as text.
+        classes: names; each has a sample.
         num_refused: recordings that could not be read.
-        keys: (n,) unique text, the same for the same frame in any order.
+        keys: (n,) unique text made of the content, the same for the same frame in any order.
+        splits: (n,) "train", "val" or "test" as published; None: cross-validation by group.
+        masks: (n, S, S) uint8 class ids, such as lesions; None unless every sample has one.
+        values: (n,) float64 numbers to predict besides the class; None where the set has none.
 
     """
 
@@ -37,74 +42,127 @@ class LabelledSet:
     classes: tuple[str, ...]
     num_refused: int
     keys: np.ndarray
+    splits: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    values: np.ndarray | None = None
 
     @property
     def sha256(self) -> str:
-        """Of keys, squares and labels in the order of the keys, hex."""
+        """Of all that a sample has, sample after sample in the order of the keys, hex."""
         digest = hashlib.sha256()
         for row in np.argsort(self.keys):
-            digest.update(f"{self.keys[row]} {self.classes[self.labels[row]]}".encode())
+            split = "" if self.splits is None else self.splits[row]
+            value = "" if self.values is None else self.values[row]
+            known = (self.keys[row], self.classes[self.labels[row]], self.groups[row], split, value)
+            digest.update(repr(tuple(map(str, known))).encode())
             digest.update(self.squares[row].tobytes())
+            digest.update(b"" if self.masks is None else self.masks[row].tobytes())
         return digest.hexdigest()
+
+    def take(self, rows: np.ndarray) -> "LabelledSet":
+        """The samples of some rows: numbers, or (n,) bool. Classes stay, also those without a sample."""
+        parts = ("squares", "labels", "groups", "keys", "splits", "masks", "values")
+        found = {name: getattr(self, name) for name in parts}
+        return replace(self, **{name: values[rows] for name, values in found.items() if values is not None})
 
 
 def load_set(spec: str, size: int, frames_per_recording: int = 4) -> LabelledSet:
-    """Read the set that a spec names; see load_labelled_set."""
-    return load_labelled_set(Path(spec), size, frames_per_recording)
-
-
-def load_labelled_set(folder: Path, size: int, frames_per_recording: int) -> LabelledSet:
-    """Read all recordings that labels.csv lists below a folder.
+    """Read a labelled set.
 
     Args:
-        folder: holds the files; labels.csv lies in it or in its parent.
+        spec: a folder with a labels.csv in it or beside it (path, label, group; split and value where there are some),
+            one in UltraBench's layout, or a shard directory of ours that has labels. `KEY=FOLDER` reads one of
+            the sets of eval/ultrabench.py from its folder or from the one around it, and names its classes.
         size: side S of the squares in pixels.
         frames_per_recording: evenly spaced frames of a cine; each has the label of its recording.
 
     Raises:
-        InputError: no labels.csv, a column or file that is missing, or nothing readable.
+        InputError: no such set, lists or labels that cannot be used, or nothing readable; says what would be right.
 
     """
-    rows, root = _rows(folder)
+    folder, known = _find(spec)
     choice = FrameChoice(frames_per_recording)
-    squares: list[np.ndarray] = []
-    labels: list[str] = []
-    groups: list[str] = []
-    keys: list[str] = []
+    if (folder / MANIFEST).is_file():
+        frames, num_refused = shard_frames(folder, choice, size), 0
+    else:
+        frames, num_refused = _read_files(folder, choice, size)
+    name = folder.name if known is None else known.name
+    return _assemble(name, frames, num_refused, _class_names(frames, known, folder))
+
+
+def _find(spec: str) -> tuple[Path, BenchSet | None]:
+    key, equals, place = spec.partition("=")
+    if not equals or Path(spec).exists():
+        return Path(spec), None
+    known = bench_set(key)
+    if known is None:
+        keys = ", ".join(one.key for one in BENCH_SETS)
+        raise InputError(f"set {spec}: {key} is none of {keys}; a folder of your own needs no name before it")
+    return find_folder(known, Path(place)), known
+
+
+def _read_files(folder: Path, choice: FrameChoice, size: int) -> tuple[list[LabelledFrame], int]:
+    """Frames, and the number of recordings without any."""
+    entries = list_entries(folder)
+    frames: list[LabelledFrame] = []
     num_refused = 0
-    for row in track(rows, description=f"read {folder.name}"):
+    for entry in track(entries, description=f"read {folder.name}"):
         try:
-            clips = cut_clips(read(root / row["path"], row["path"], choice), choice, pixels="public")
+            frames += read_frames(entry, choice, size)
         except Rejected:
             num_refused += 1
-            continue
-        for clip in clips:
-            frames = [to_square(stretch(f, clip.region, clip.percentiles), clip.region, size) for f in clip.frames]
-            squares += frames
-            labels += [row["label"]] * len(frames)
-            groups += [row["group"]] * len(frames)
-            keys += [f"{row['path']}#{len(keys) + n}" for n in range(len(frames))]
-    if not squares:
-        raise InputError(f"labelled set {folder}: none of its {len(rows)} recordings can be read")
-    classes, indices = np.unique(labels, return_inverse=True)
-    named = tuple(map(str, classes))
-    return LabelledSet(folder.name, np.stack(squares), indices, np.array(groups), named, num_refused, np.array(keys))
+    if not frames:
+        raise InputError(f"labelled set {folder}: none of its {len(entries)} recordings can be read")
+    return frames, num_refused
 
 
-def _rows(folder: Path) -> tuple[list[dict[str, str]], Path]:
-    found = [place for place in (folder, folder.parent) if (place / "labels.csv").is_file()]
-    if not folder.is_dir() or not found:
-        raise InputError(f"labelled set {folder}: no labels.csv in it or beside it; columns: {', '.join(_COLUMNS)}")
-    root = found[0]
-    with (root / "labels.csv").open(newline="") as file:
-        reader = csv.DictReader(file)
-        missing = set(_COLUMNS) - set(reader.fieldnames or ())
-        if missing:
-            raise InputError(f"{root / 'labels.csv'}: no column {sorted(missing)[0]}; columns: {', '.join(_COLUMNS)}")
-        rows = [row for row in reader if (root / row["path"]).is_relative_to(folder)]
-    absent = [row["path"] for row in rows if not (root / row["path"]).is_file()]
-    if absent or not rows:
+def _class_names(frames: list[LabelledFrame], known: BenchSet | None, folder: Path) -> dict[str, str]:
+    """Name of each label that occurs, in the order of the classes."""
+    labels = {frame.label for frame in frames}
+    if known is None:
+        return {label: label for label in sorted(labels)}
+    named = {str(number): name for number, name in enumerate(known.classes)} | {name: name for name in known.classes}
+    unknown = sorted(labels - set(named))
+    if unknown:
         raise InputError(
-            f"{root / 'labels.csv'}: " + (f"no file {absent[0]}" if absent else f"lists nothing in {folder}")
+            f"labelled set {folder}: label {unknown[0]!r} is none of {known.name}'s: {', '.join(known.classes)}, "
+            f"or 0 to {len(known.classes) - 1}"
         )
-    return rows, root
+    return {label: name for label, name in named.items() if label in labels}
+
+
+def _assemble(name: str, frames: list[LabelledFrame], num_refused: int, names: dict[str, str]) -> LabelledSet:
+    classes = tuple(dict.fromkeys(names.values()))
+    place = {label: classes.index(title) for label, title in names.items()}
+    masks = [frame.mask for frame in frames if frame.mask is not None]
+    splits = [frame.split for frame in frames if frame.split is not None]
+    values = [frame.value for frame in frames if frame.value is not None]
+    return LabelledSet(
+        name=name,
+        squares=np.stack([frame.square for frame in frames]),
+        labels=np.array([place[frame.label] for frame in frames], dtype=np.int64),
+        groups=np.array([frame.group for frame in frames]),
+        classes=classes,
+        num_refused=num_refused,
+        keys=_keys(frames),
+        splits=np.array(splits) if splits else None,
+        masks=np.stack(masks) if len(masks) == len(frames) else None,
+        values=np.array(values) if values else None,
+    )
+
+
+def _keys(frames: list[LabelledFrame]) -> np.ndarray:
+    """Hashes of content; those that are equal in all but label, split, value or mask are numbered by these."""
+    hashes = [hashlib.sha256(frame.group.encode() + b"\0" + frame.square.tobytes()).hexdigest() for frame in frames]
+    order = sorted(range(len(frames)), key=lambda row: (hashes[row], _rest(frames[row])))
+    seen: Counter[str] = Counter()
+    keys = [""] * len(frames)
+    for row in order:
+        short = hashes[row][:_KEY_LETTERS]
+        keys[row] = f"{short}-{seen[short]}"
+        seen[short] += 1
+    return np.array(keys)
+
+
+def _rest(frame: LabelledFrame) -> tuple[str, str, str, bytes]:
+    return frame.label, frame.split or "", str(frame.value), b"" if frame.mask is None else frame.mask.tobytes()

@@ -160,9 +160,19 @@ def _pool(encoder: FrozenEncoder, batch: torch.Tensor, pooling: Pooling) -> torc
     return cls
 
 
+def patches_inside(squares: np.ndarray, grid: int) -> np.ndarray:
+    """(n, grid x grid) bool, the patches with a pixel inside the region, of squares (n, 2, S, S) uint8."""
+    pieces = np.split(squares[:, 1:], range(_PIECE, len(squares), _PIECE))
+    return np.concatenate([_inside(torch.from_numpy(piece).float(), grid).numpy() > 0 for piece in pieces])
+
+
+def _inside(region: torch.Tensor, grid: int) -> torch.Tensor:
+    return functional.adaptive_max_pool2d(region, grid).flatten(1)
+
+
 def mean_inside(patches: torch.Tensor, region: torch.Tensor, grid: int) -> torch.Tensor:
     """Mean over the patches with a pixel inside the region, over all where there is none."""
-    inside = functional.adaptive_max_pool2d(region, grid).flatten(1)
+    inside = _inside(region, grid)
     weight = torch.where(inside.any(dim=1, keepdim=True), inside, torch.ones_like(inside))[..., None]
     mean: torch.Tensor = (patches * weight).sum(dim=1) / weight.sum(dim=1)
     return mean

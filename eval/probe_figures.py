@@ -1,6 +1,7 @@
 """Curves and matrices of a comparison as PNG."""
 
 import io
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,6 +13,8 @@ from eval.results import METRICS
 
 _WIDTH, _DPI = 5.5, 140  # inches: letters stay readable on a phone
 _COLOURS = 192
+_MATRICES, _TITLE_LETTERS = 2, 30  # side by side, and in a line of their titles
+_SOME_CLASSES, _COUNT_POINTS = 4, (9, 6)  # counts are larger where there are few
 _MANY_CLASSES = 12  # above, numbers in a confusion matrix are unreadable
 
 
@@ -68,15 +71,14 @@ def robustness_png(drops: dict[str, Json]) -> bytes:
 def confusions_png(table: Json, classes: list[str]) -> bytes:
     """Confusion matrices of all encoders: shares of each true class, with counts where there is room."""
     rows = table["rows"]
-    columns = min(3, len(rows))
-    lines = -(-len(rows) // columns)
-    plot = Plot(figsize=(_WIDTH, 2.5 * lines), layout="constrained")
-    panels = plot.subplots(lines, columns, squeeze=False).ravel()
+    lines = -(-len(rows) // _MATRICES)
+    plot = Plot(figsize=(_WIDTH, 2.6 * lines), layout="constrained")
+    panels = plot.subplots(lines, _MATRICES, squeeze=False).ravel()
     for axes in panels[len(rows) :]:
         axes.set_axis_off()
     for axes, row in zip(panels, rows, strict=False):
         _confusion(axes, np.array(row["confusion"]), classes)
-        axes.set_title(row["encoder"], fontsize=8)
+        axes.set_title(fill(row["encoder"], _TITLE_LETTERS), fontsize=9)
     plot.supxlabel("predicted", fontsize=9)
     plot.supylabel("true", fontsize=9)
     return png(plot)
@@ -88,12 +90,20 @@ def _confusion(axes: Axes, counts: np.ndarray, classes: list[str]) -> None:
     named = len(classes) <= _MANY_CLASSES
     ticks = range(len(classes)) if named else []
     names = [name if len(name) <= _MANY_CLASSES else name[: _MANY_CLASSES - 1] + "…" for name in classes]
-    axes.set_xticks(ticks, names if named else [], rotation=45, ha="right", fontsize=6)
-    axes.set_yticks(ticks, names if named else [], fontsize=6)
+    axes.set_xticks(ticks, names if named else [], rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(ticks, names if named else [], fontsize=8)
     if named:
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if shares[row, column] > 0.5 else "black"  # noqa: PLR2004 - half of the scale
-            axes.text(column, row, str(count), ha="center", va="center", fontsize=6, color=colour)
+            axes.text(
+                column,
+                row,
+                str(count),
+                ha="center",
+                va="center",
+                fontsize=_COUNT_POINTS[len(classes) > _SOME_CLASSES],
+                color=colour,
+            )
 
 
 def _plot(height: float) -> tuple[Plot, Axes]:

@@ -142,3 +142,18 @@ _ROWS = (
 )  # fmt: skip
 
 PUBLISHED = {row.name: row for row in _ROWS}
+
+
+def encoders_table() -> str:
+    """The table of README.md, in Markdown."""
+    header = ("`--encoders`", "file", "from", "licence", "features equal those of")
+    rows = [header, ("---",) * len(header), *(_row(one) for one in _ROWS)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
+def _row(one: PublishedEncoder) -> tuple[str, ...]:
+    """A row whose features no test compares says so."""
+    proven = one.proven or "nothing here"
+    state = f"cannot be loaded: {one.not_loadable}" if one.not_loadable else proven
+    asked = f"`{one.name}`" if one.package or one.not_loadable else f"`{one.name}=FILE`"
+    return asked, one.file, one.source, one.licence, state

@@ -47,7 +47,7 @@ def write_run_report(runs: dict[str, Path], tables: list[ProbeTable], path: Path
 
     """
     student = load_config(list(runs.values())[-1] / "config.yaml", [])
-    sections = [Section(f"Linear probe on {table.name}", table.verdict, table=table.rows) for table in tables]
+    sections = [Section(f"Probe {table.protocol} on {table.name}", table.verdict, table=table.rows) for table in tables]
     sections += [
         Section("Loss", figures=tuple(_loss_figure(name, run) for name, run in runs.items())),
         Section("Masks", figures=(_masks_figure(student),)),

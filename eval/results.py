@@ -3,16 +3,26 @@
 Nothing here reads frames or weights, so the results are a function of the cells alone.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import get_args
 
 import numpy as np
 
+from eval.bootstrap import Bootstrap, bootstrap
 from eval.cells import Json
-from eval.metrics import Bootstrap, Metric, Scores, bootstrap, holm
+from eval.metrics import Metric, Scores, holm
 
-METRICS = {"macro_f1": "macro F1", "auroc": "AUROC", "accuracy": "accuracy"}
+MAIN_METRICS = {"macro_f1": "macro F1", "auroc": "AUROC"}
+MORE_METRICS = {
+    "balanced_accuracy": "balanced accuracy",
+    "average_precision": "average precision",
+    "accuracy": "accuracy",
+    "calibration_error": "calibration error",
+}
+METRICS = MAIN_METRICS | MORE_METRICS
+# A resample repeats samples, so its bins err more than those of the set: percentiles would lie above the estimate.
+_WITHOUT_INTERVAL = ("calibration_error",)
 MAJORITY = "majority class"
 _SIGNIFICANT = 0.05
 
@@ -24,10 +34,11 @@ class SetCells:
     Attributes:
         facts: name, classes, labels and group number of each sample, remarks.
         probes: by protocol, in the order of the table; `probabilities` of the samples `reported` (all where None).
-        few_shot: scores by share of the training samples.
+        few_shot: macro F1 by share of the training groups in per cent.
         robustness: macro F1 by kind and severity.
         label_free: measures of the features.
-        segmentation: Dice of a linear head on patch tokens.
+        segmentation: Dice of a linear head on patch tokens, where the set has masks.
+        regression: R2 and mean absolute error, where the set has values.
         pictures: PNG, base64.
 
     """
@@ -38,6 +49,7 @@ class SetCells:
     robustness: dict[str, Json] = field(default_factory=dict)
     label_free: dict[str, Json] = field(default_factory=dict)
     segmentation: dict[str, Json] = field(default_factory=dict)
+    regression: dict[str, Json] = field(default_factory=dict)
     pictures: dict[str, Json] = field(default_factory=dict)
 
 
@@ -89,10 +101,10 @@ def _turned(pair: Json) -> Json:
 
 def _set_results(cells: SetCells) -> Json:
     facts = cells.facts
-    shown = {key: facts[key] for key in ("name", "sha256", "classes", "num_refused", "remarks")}
+    shown = {key: facts[key] for key in ("name", "sha256", "classes", "splits", "num_refused", "remarks")}
     tables = {protocol: _table(facts, probes) for protocol, probes in cells.probes.items()}
     some = next(iter(next(iter(cells.probes.values())).values()))
-    reported = _reported(facts, some)
+    reported = reported_of(some, len(facts["labels"]))
     return shown | {
         "num_samples": len(facts["labels"]),
         "num_reported": len(reported),
@@ -102,12 +114,13 @@ def _set_results(cells: SetCells) -> Json:
         "robustness": cells.robustness,
         "label_free": cells.label_free,
         "segmentation": cells.segmentation,
+        "regression": cells.regression,
     }
 
 
 def _table(facts: Json, probes: dict[str, Json]) -> Json:
     """Rows in the order of the encoders, and all pairs."""
-    reported = _reported(facts, next(iter(probes.values())))
+    reported = reported_of(next(iter(probes.values())), len(facts["labels"]))
     labels, groups = (np.array(facts[key])[reported] for key in ("labels", "groups"))
     probabilities = {name: np.array(cell["probabilities"]) for name, cell in probes.items()}
     resampled = bootstrap(labels, probabilities, groups)
@@ -119,6 +132,7 @@ def _table(facts: Json, probes: dict[str, Json]) -> Json:
             "chosen": cell["strengths"],
             "num_unconverged": cell["num_unconverged"],
             "confusion": _confusion(labels, probabilities[name]),
+            "seeds": cell.get("seeds"),
         }
         for name, cell in probes.items()
     ]
@@ -131,17 +145,14 @@ def _table(facts: Json, probes: dict[str, Json]) -> Json:
 
 
 def scores_with_intervals(resampled: Bootstrap, name: str) -> Json:
-    """Point score and 95 % interval of every metric."""
+    """Point score of every metric, with its 95 % interval where that is meaningful."""
     observed: Scores = resampled.observed[name]
     intervals = resampled.intervals[name]
-    return {
-        metric: {
-            "value": getattr(observed, metric),
-            "low": getattr(intervals, metric).low,
-            "high": getattr(intervals, metric).high,
-        }
-        for metric in METRICS
-    }
+    found: Json = {metric: {"value": getattr(observed, metric)} for metric in METRICS}
+    for metric in METRICS:
+        if metric not in _WITHOUT_INTERVAL:
+            found[metric] |= asdict(getattr(intervals, metric))
+    return found
 
 
 def _pair(resampled: Bootstrap, first: str, second: str, metric: Metric) -> Json:
@@ -167,6 +178,6 @@ def _confusion(labels: np.ndarray, probabilities: np.ndarray) -> list[list[int]]
     return counts
 
 
-def _reported(facts: Json, cell: Json) -> np.ndarray:
-    """Numbers of the samples that count."""
-    return np.arange(len(facts["labels"])) if cell["reported"] is None else np.array(cell["reported"])
+def reported_of(cell: Json, num_samples: int) -> np.ndarray:
+    """Numbers of the samples that a probe's cell reports."""
+    return np.arange(num_samples) if cell["reported"] is None else np.array(cell["reported"])

@@ -1,18 +1,19 @@
 """Ridge regression on frozen features: out-of-fold predictions, R2 and mean absolute error with intervals by group.
 
 Folds keep groups (patients) whole and depend on groups and config alone, so every encoder is compared on the same
-ones. Dimensions: n samples, D features, G groups, B resamples.
+ones; or splits do it. Dimensions: n samples, D features, G groups, B resamples.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.linear_model import Ridge
-from sklearn.model_selection import GridSearchCV, GroupKFold
-from sklearn.pipeline import make_pipeline
+from sklearn.model_selection import GridSearchCV, GroupKFold, PredefinedSplit
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from eval.metrics import Interval, group_weights
+from eval.bootstrap import Interval, group_weights, interval_of
+from eval.partition import NOT_REPORTED, Partition, check_splits, partitions
 from sharding.recording import InputError
 
 
@@ -45,8 +46,9 @@ class RidgeResult:
     """What `ridge_probe` returns.
 
     Attributes:
-        predictions: (n,) float64 in the order of the input, each by the probe that did not see it.
-        folds: (n,) fold of each sample.
+        predictions: (n,) float64 in the order of the input, each by the probe that did not see it; NaN where it is
+            not reported.
+        folds: (n,) fold in which each sample is reported, -1 where it is not.
         strengths: chosen in each fold.
 
     """
@@ -54,6 +56,11 @@ class RidgeResult:
     predictions: np.ndarray
     folds: np.ndarray
     strengths: tuple[float, ...]
+
+    @property
+    def reported(self) -> np.ndarray:
+        """(n,) bool, the rows that count."""
+        return np.asarray(self.folds != NOT_REPORTED)
 
 
 @dataclass(frozen=True)
@@ -73,29 +80,36 @@ class RegressionScores:
     mae_interval: Interval
 
 
-def ridge_probe(features: np.ndarray, targets: np.ndarray, groups: np.ndarray, cfg: RidgeConfig) -> RidgeResult:
-    """Predict every sample by ridge regression fitted on the other folds.
+def ridge_probe(
+    features: np.ndarray, targets: np.ndarray, groups: np.ndarray, cfg: RidgeConfig, splits: np.ndarray | None = None
+) -> RidgeResult:
+    """Predict every reported sample by ridge regression fitted on train rows.
 
-    Per fold, folds by group among the train folds choose the strength by mean squared error, and the regression is
-    fitted again on all train folds. Each fit standardises features with the statistics of what it is fitted on.
+    The strength is chosen by mean squared error: on the split val, with regressions fitted on train; where there is
+    no val, by folds by group among the train rows. The regression of that strength is then fitted on all train rows.
+    Each fit standardises features with the statistics of what it is fitted on.
 
     Args:
         features: (n, D), finite.
         targets: (n,), finite.
         groups: (n,) group (patient) of each sample, any sortable type.
         cfg: the probe.
+        splits: (n,) "train", "val" or "test", of which test is reported; None: cross-validation by group.
 
     Raises:
-        InputError: lengths that differ, values that are not finite, fewer groups than the folds need.
+        InputError: lengths that differ, values that are not finite, fewer groups than the folds need, splits that
+            cannot be used.
 
     """
-    _check(features, targets, groups, cfg)
+    _check(features, targets, groups)
     features, targets = features.astype(np.float64), targets.astype(np.float64)
-    predictions, folds, strengths = np.empty(len(targets)), np.empty(len(targets), dtype=np.int64), []
-    for fold, (train, reported) in enumerate(_by_group(cfg.folds, cfg.seed).split(features, groups=groups)):
-        search = _search(len(train), cfg).fit(features[train], targets[train], groups=groups[train])
-        predictions[reported], folds[reported] = search.predict(features[reported]), fold
-        strengths.append(cfg.strengths[search.best_index_])
+    folds = _folds(groups, cfg, splits)
+    predictions, strengths = np.full(len(targets), np.nan), []
+    for part in partitions(folds, splits):
+        strength = _choose(features, targets, groups, part, cfg)
+        fitted = _ridge(strength * len(part.train)).fit(features[part.train], targets[part.train])
+        predictions[part.reported] = fitted.predict(features[part.reported])
+        strengths.append(strength)
     return RidgeResult(predictions, folds, tuple(strengths))
 
 
@@ -128,8 +142,7 @@ def regression_scores(
     )
     r2, mae = _scores(sums.sum(axis=1, keepdims=True))
     resampled_r2, resampled_mae = _scores(sums @ group_weights(len(names), num_resamples, seed).T)
-    resampled_r2 = resampled_r2[~np.isnan(resampled_r2)]
-    return RegressionScores(float(r2[0]), float(mae[0]), _interval(resampled_r2), _interval(resampled_mae))
+    return RegressionScores(float(r2[0]), float(mae[0]), interval_of(resampled_r2), interval_of(resampled_mae))
 
 
 def _scores(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -140,28 +153,44 @@ def _scores(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(some, 1 - squared / np.where(some, variation, 1), np.nan), absolute / count
 
 
-def _search(num_train: int, cfg: RidgeConfig) -> GridSearchCV:
-    """Inner fits have (k - 1) / k of the samples; their alpha is that of the final fit, a factor that is negligible."""
-    alphas = [strength * num_train for strength in cfg.strengths]
-    return GridSearchCV(
-        make_pipeline(StandardScaler(), Ridge()),
-        {"ridge__alpha": alphas},
-        scoring="neg_mean_squared_error",
-        cv=_by_group(cfg.inner_folds, cfg.seed),
-        error_score="raise",
-    )
+def _folds(groups: np.ndarray, cfg: RidgeConfig, splits: np.ndarray | None) -> np.ndarray:
+    """(n,) fold in which each sample is reported."""
+    if splits is not None:
+        check_splits(splits, len(groups))
+        return np.where(splits == "test", 0, NOT_REPORTED)
+    _check_groups(len(np.unique(groups)), cfg.folds)
+    folds = np.empty(len(groups), dtype=np.int64)
+    for fold, (_, reported) in enumerate(_by_group(cfg.folds, cfg.seed).split(groups, groups=groups)):
+        folds[reported] = fold
+    return folds
+
+
+def _choose(features: np.ndarray, targets: np.ndarray, groups: np.ndarray, part: Partition, cfg: RidgeConfig) -> float:
+    """Inner fits have fewer samples than the final one and the same alpha, a factor that is negligible."""
+    rows, inner = part.train, _by_group(cfg.inner_folds, cfg.seed)
+    if part.val is not None:
+        rows = np.concatenate([part.train, part.val])
+        inner = PredefinedSplit(np.repeat([-1, 0], [len(part.train), len(part.val)]))
+    else:
+        _check_groups(len(np.unique(groups[rows])), cfg.inner_folds)
+    alphas = [strength * len(part.train) for strength in cfg.strengths]
+    search = GridSearchCV(
+        _ridge(1.0), {"ridge__alpha": alphas}, scoring="neg_mean_squared_error", cv=inner, error_score="raise",
+        refit=False,
+    )  # fmt: skip
+    search.fit(features[rows], targets[rows], groups=None if part.val is not None else groups[rows])
+    return cfg.strengths[int(search.best_index_)]
+
+
+def _ridge(alpha: float) -> Pipeline:
+    return make_pipeline(StandardScaler(), Ridge(alpha=alpha))
 
 
 def _by_group(num_folds: int, seed: int) -> GroupKFold:
     return GroupKFold(num_folds, shuffle=True, random_state=seed)
 
 
-def _interval(values: np.ndarray) -> Interval:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return Interval(float(low), float(high))
-
-
-def _check(features: np.ndarray, targets: np.ndarray, groups: np.ndarray, cfg: RidgeConfig) -> None:
+def _check(features: np.ndarray, targets: np.ndarray, groups: np.ndarray) -> None:
     if features.ndim != 2 or not features.shape[:1] == targets.shape == groups.shape:  # noqa: PLR2004 - (n, D)
         raise InputError(
             f"ridge probe: features have shape {features.shape}, targets {targets.shape}, groups {groups.shape}; "
@@ -171,14 +200,11 @@ def _check(features: np.ndarray, targets: np.ndarray, groups: np.ndarray, cfg: R
         num_bad = int((~np.isfinite(values)).sum())
         if num_bad:
             raise InputError(f"ridge probe: {num_bad} of {values.size} {what} are not finite")
-    # the largest fold leaves at least G - ceil(G / folds) groups
-    num_groups = len(np.unique(groups))
-    num_inner = num_groups - -(-num_groups // cfg.folds)
-    if num_groups < cfg.folds or num_inner < cfg.inner_folds:
-        raise InputError(
-            f"ridge probe: {num_groups} groups for {cfg.folds} folds, with {cfg.inner_folds} inner ones; "
-            "more groups or fewer folds are needed"
-        )
+
+
+def _check_groups(num_groups: int, num_folds: int) -> None:
+    if num_groups < num_folds:
+        raise InputError(f"ridge probe: {num_groups} groups for {num_folds} folds; more groups or fewer folds needed")
 
 
 def _check_scored(targets: np.ndarray, predictions: np.ndarray, groups: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """A linear head on frozen patch tokens, its logits enlarged to the masks; Dice and IoU per class.
 
 Folds keep groups (patients) whole and depend on groups and config alone, so every encoder is compared on the same
-ones. Dimensions: n samples, N = g x g patches, D features, S side of the masks, C classes, G groups.
+ones; or splits do it. Dimensions: n samples, N = g x g patches, D features, S side of the masks, C classes, G groups.
 """
 
 import math
@@ -13,7 +13,9 @@ from sklearn.model_selection import GroupKFold
 from torch import nn
 from torch.nn import functional
 
-from eval.metrics import Interval, check_class_indices, group_weights
+from eval.bootstrap import Interval, group_weights, interval_of
+from eval.partition import NOT_REPORTED, check_splits, partitions
+from eval.weighted import check_class_indices
 from sharding.recording import InputError
 
 _PER_FORWARD = 32  # samples whose enlarged logits are held at once outside of training
@@ -53,13 +55,19 @@ class SegmentationResult:
     """What `segmentation_probe` returns.
 
     Attributes:
-        predictions: (n, S, S) uint8 class ids in the order of the input, each by the head that did not see it.
-        folds: (n,) fold of each sample.
+        predictions: (n, S, S) uint8 class ids in the order of the input, each by the head that did not see it; 0
+            where it is not reported.
+        folds: (n,) fold in which each sample is reported, -1 where it is not.
 
     """
 
     predictions: np.ndarray
     folds: np.ndarray
+
+    @property
+    def reported(self) -> np.ndarray:
+        """(n,) bool, the rows that count."""
+        return np.asarray(self.folds != NOT_REPORTED)
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class SegmentationScores:
         dice: 2 TP / (2 TP + FP + FN), the F1 of pixels.
         iou: TP / (TP + FP + FN).
         dice_intervals, iou_intervals: of each class, over resampled groups.
+        foreground: mean Dice of the classes but 0, in the same resamples.
 
     """
 
@@ -77,34 +86,41 @@ class SegmentationScores:
     iou: np.ndarray
     dice_intervals: tuple[Interval, ...]
     iou_intervals: tuple[Interval, ...]
+    foreground: float
+    foreground_interval: Interval
 
 
 def segmentation_probe(
-    tokens: np.ndarray, masks: np.ndarray, groups: np.ndarray, cfg: SegmentationConfig
+    tokens: np.ndarray,
+    masks: np.ndarray,
+    groups: np.ndarray,
+    cfg: SegmentationConfig,
+    splits: np.ndarray | None = None,
 ) -> SegmentationResult:
-    """Predict every mask by a linear head fitted on the other folds by cross-entropy of pixels.
+    """Predict every reported mask by a linear head fitted on train rows by cross-entropy of pixels.
 
-    Tokens are standardised with the statistics of the train folds. The logits of the g x g patches are enlarged
+    Tokens are standardised with the statistics of the train rows. The logits of the g x g patches are enlarged
     bilinearly to S x S before the loss. The head starts at 0 and its loss is convex, so nothing is drawn but the
-    order of the samples. Settings are fixed: nothing is chosen, so no part of the train folds is set aside.
+    order of the samples. Settings are fixed: nothing is chosen, so val serves nothing.
 
     Args:
         tokens: (n, N, D) float16 or float32, finite; patches row by row.
         masks: (n, S, S) integers in 0..C-1, C at most 256.
         groups: (n,) group (patient) of each sample, any sortable type.
         cfg: the probe.
+        splits: (n,) "train", "val" or "test", of which test is reported; None: cross-validation by group.
 
     Raises:
         InputError: shapes that do not fit, N that is no square, class ids with gaps, fewer groups than folds,
-            tokens that are not finite.
+            tokens that are not finite, splits that cannot be used.
 
     """
-    num_classes = _check(tokens, masks, groups, cfg)
-    predictions, folds = np.empty(masks.shape, dtype=np.uint8), np.empty(len(masks), dtype=np.int64)
-    splitter = GroupKFold(cfg.folds, shuffle=True, random_state=cfg.seed)
-    for fold, (train, reported) in enumerate(splitter.split(masks, groups=groups)):
-        head = _fit(tokens, masks, train, num_classes, cfg)
-        predictions[reported], folds[reported] = head.predict(tokens, reported, masks.shape[-1]), fold
+    num_classes = _check(tokens, masks, groups)
+    folds = _folds(groups, cfg, splits)
+    predictions = np.zeros(masks.shape, dtype=np.uint8)
+    for part in partitions(folds, splits):
+        head = _fit(tokens, masks, part.train, num_classes, cfg)
+        predictions[part.reported] = head.predict(tokens, part.reported, masks.shape[-1])
     return SegmentationResult(predictions, folds)
 
 
@@ -141,8 +157,24 @@ def segmentation_scores(
         counts[group] += np.bincount(cells.ravel(), minlength=num_classes**2).reshape(num_classes, -1)
     dice, iou = _overlaps(counts.sum(axis=0)[None])
     resampled = _overlaps(np.tensordot(group_weights(len(names), num_resamples, seed), counts, 1))
-    intervals = [tuple(_interval(of_class) for of_class in values.T) for values in resampled]
-    return SegmentationScores(dice[0], iou[0], *intervals)
+    of_dice, of_iou = (tuple(interval_of(of_class) for of_class in values.T) for values in resampled)
+    foreground = interval_of(resampled[0][:, 1:].mean(axis=1))
+    return SegmentationScores(dice[0], iou[0], of_dice, of_iou, float(dice[0, 1:].mean()), foreground)
+
+
+def _folds(groups: np.ndarray, cfg: SegmentationConfig, splits: np.ndarray | None) -> np.ndarray:
+    """(n,) fold in which each sample is reported."""
+    if splits is not None:
+        check_splits(splits, len(groups))
+        return np.where(splits == "test", 0, NOT_REPORTED)
+    num_groups = len(np.unique(groups))
+    if num_groups < cfg.folds:
+        raise InputError(f"segmentation probe: {num_groups} groups for {cfg.folds} folds; each fold needs one")
+    folds = np.empty(len(groups), dtype=np.int64)
+    splitter = GroupKFold(cfg.folds, shuffle=True, random_state=cfg.seed)
+    for fold, (_, reported) in enumerate(splitter.split(groups, groups=groups)):
+        folds[reported] = fold
+    return folds
 
 
 @dataclass(frozen=True)
@@ -215,11 +247,6 @@ def _overlaps(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return dice, np.where(some, hits / np.where(some, both - hits, 1), np.nan)
 
 
-def _interval(values: np.ndarray) -> Interval:
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return Interval(float(low), float(high))
-
-
 def _num_classes(masks: np.ndarray) -> int:
     check_class_indices(masks, "segmentation probe")
     present = np.unique(masks).tolist()
@@ -231,7 +258,7 @@ def _num_classes(masks: np.ndarray) -> int:
     return len(present)
 
 
-def _check(tokens: np.ndarray, masks: np.ndarray, groups: np.ndarray, cfg: SegmentationConfig) -> int:
+def _check(tokens: np.ndarray, masks: np.ndarray, groups: np.ndarray) -> int:
     """The number of classes."""
     fits = tokens.ndim == masks.ndim == 3 and len(tokens) == len(masks) and groups.shape == masks.shape[:1]  # noqa: PLR2004
     if not fits or masks.shape[1] != masks.shape[2] or math.isqrt(tokens.shape[1]) ** 2 != tokens.shape[1]:
@@ -242,7 +269,4 @@ def _check(tokens: np.ndarray, masks: np.ndarray, groups: np.ndarray, cfg: Segme
     num_bad = sum(int((~np.isfinite(sample)).sum()) for sample in tokens)
     if num_bad:
         raise InputError(f"segmentation probe: {num_bad} of {tokens.size} values of tokens are not finite")
-    num_groups = len(np.unique(groups))
-    if num_groups < cfg.folds:
-        raise InputError(f"segmentation probe: {num_groups} groups for {cfg.folds} folds; each fold needs one")
     return _num_classes(masks)

@@ -7,12 +7,16 @@ us-jepa pretrain --config   the same as `deepspeed train/pretrain.py`
 us-jepa probe RUN --data    linear probe: random init, teacher, student
 us-jepa probe --encoders    any encoders on any labelled sets, compared in pairs
 us-jepa export RUN OUT      for timm, transformers, onnxruntime, torch.export; with a model card
+us-jepa promote RUN         into MLflow's model registry; champion if it beats the champion
 us-jepa embed RUN SRC OUT   a vector per frame and clip, as Parquet; or what is most like a query
+us-jepa serve RUN           vectors of uploads over HTTP, and a page to try it
 us-jepa demo                all of it, on generated and real recordings, in minutes
 us-jepa doctor [SHARDS]     is this machine ready, and does the stream keep up?
+us-jepa plan --frames 1e9   shards, bytes, CPU and GPU hours, nodes, with every formula
 """
 
 import argparse
+import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -129,7 +133,7 @@ def _comparison(args: argparse.Namespace) -> "tuple[ComparisonConfig, Path]":
     else:
         cfg = ComparisonConfig(tuple(args.encoders.split(",")), tuple(args.sets.split(",")), probe=probe)
     changed = {"protocols": parse_protocols(args.protocol), "pooling": args.pooling, "robustness": args.robustness}
-    changed |= {"pictures": not args.no_frames, "frames_per_recording": args.frames}
+    changed |= {"few_shot": args.few_shot, "pictures": not args.no_frames, "frames_per_recording": args.frames}
     return replace(cfg, **changed, **({"size": args.size} if args.size else {})), out
 
 
@@ -139,6 +143,10 @@ def _export(args: argparse.Namespace) -> int:
 
     tables = load_tables(args.probe) if args.probe else ()
     print(f"export:  {export_encoder(args.run, args.out, args.to, tables, args.data_licence)}")
+    if args.mlflow:
+        from deploy.scoring import log_to_mlflow
+
+        print(f"serve:   mlflow models serve -m {log_to_mlflow(args.run)} --env-manager local")
     return 0
 
 
@@ -155,6 +163,15 @@ def _embed(args: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(args: argparse.Namespace) -> int:
+    if importlib.util.find_spec("fastapi_offline") is None:
+        raise InputError("serve: needs the extra `serve`; pip install -e '.[serve]'")
+    from pipeline.serve import serve
+
+    serve(args)
+    return 0
+
+
 def _demo(args: argparse.Namespace) -> int:
     from pipeline.demo import run_demo
 
@@ -163,9 +180,26 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from pipeline.doctor import examine
+    from pipeline.deployment import FRAME_BYTES, Surroundings
+    from pipeline.doctor import Load, examine
 
-    return examine(args.shards, args.ranks, args.workers, args.need, args.cap)
+    load = Load(args.ranks, args.workers, args.need, args.cap)
+    around = Surroundings(args.folder, args.config, args.key_file, args.need * args.ranks * FRAME_BYTES)
+    return examine(args.shards, load, around)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from pipeline.foresee import Asked, print_plan
+
+    print_plan(Asked(**{name: value for name, value in vars(args).items() if name != "name"}))
+    return 0
+
+
+def _promote(args: argparse.Namespace) -> int:
+    from pipeline.promote import Promotion, promote
+
+    print(promote(Promotion(args.run, args.probe, args.model, args.data_licence, args.force)))
+    return 0
 
 
 # in the order of --help
@@ -177,8 +211,11 @@ _COMMANDS = {
     "probe": _probe,
     "export": _export,
     "embed": _embed,
+    "serve": _serve,
     "demo": _demo,
     "doctor": _doctor,
+    "plan": _plan,
+    "promote": _promote,
 }
 
 

@@ -10,7 +10,8 @@ from pyarrow import parquet
 from rich.console import Console
 from rich.table import Table
 
-from deploy.embed import Embedding, embed, nearest
+from deploy.embed import Embedding, embed
+from deploy.index import nearest
 from pipeline.shards import make_shards
 from sharding.manifest import MANIFEST
 from sharding.policy import Job, Policy

@@ -160,7 +160,7 @@ def _convert_frames(task: Task) -> Converted:
         task.path.stat()  # a source that vanished is no verdict
         return Converted(task.name, refusal.reason)
     try:
-        recording = _with_mask(recording, task.mask)
+        recording = with_mask(recording, task.mask)
         clips = cut_clips(recording, task.choice, task.pixels, task.profiles)
     except Rejected as refusal:
         return Converted(task.name, refusal.reason, source_kind=recording.source_kind, thumbnail=_blurred(recording))
@@ -177,12 +177,20 @@ def _convert_frames(task: Task) -> Converted:
     )
 
 
-def _with_mask(recording: Recording, mask: Path | None) -> Recording:
+def with_mask(recording: Recording, mask: Path | None) -> Recording:
+    """The recording with the scan that an image marks by what is not zero; as it is where there is no such image.
+
+    Raises:
+        Rejected: `size_mismatch`, or `no_cone` where nothing is marked.
+
+    """
     if mask is None:
         return recording
     scan = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
     if scan is None or scan.shape != recording.frames.shape[1:]:
         raise Rejected(Reason.SIZE_MISMATCH)
+    if not scan.any():
+        raise Rejected(Reason.NO_CONE)
     return replace(recording, mask=scan > 0)
 
 

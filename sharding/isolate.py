@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import resource
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ _MAX_FAULTS = 3  # members of an archive that fail in a row before the rest of i
 _MAX_OPEN_FILES = 256
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _DONE = None
+_starting = threading.Lock()  # of threads that start children: one main module is hidden at a time
 
 Message = Converted | OSError | None
 
@@ -155,12 +157,13 @@ class _Child:
 @contextmanager
 def without_main() -> Iterator[None]:
     """Hide the main module while a process is started: it would be imported anew there, torch and all."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with _starting:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _serve(connection: Connection, limits: Limits, folder: Path) -> None:

@@ -6,13 +6,21 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Literal
 
 from sharding.recording import InputError
 from sharding.store import Store
 
 _COLUMNS = ("path", "label", "group")
 _LABEL = re.compile(r"[A-Za-z0-9 ._+-]{1,64}")  # a class name, no sentence
-_LISTS = ("train.json", "validation.json", "test.json", "train_val.json")  # UltraBench v1.0.x and HEAD
+Split = Literal["train", "val", "test"]
+_LISTS: dict[str, Split] = {  # of UltraBench v1.0.x, and of its later versions, which leave the cut of val to the user
+    "train.json": "train",
+    "validation.json": "val",
+    "test.json": "test",
+    "train_val.json": "train",
+}
+_TARGETS = {"mass_mask": "masks/mass", "tumor_mask_multiclass": "masks/tumor"}
 
 
 @dataclass(frozen=True)
@@ -23,12 +31,16 @@ class Label:
         label: class, None when unlabelled.
         group: patient, None to take the source's own.
         mask: name of an image that is non-zero inside the scan, None when there is none.
+        split: of the published list that names it, None when there is none. Pretraining has splits of its own.
+        target: name of an image whose grey levels are class ids (lesions), None when there is none.
 
     """
 
     label: str | None = None
     group: str | None = None
     mask: str | None = None
+    split: Split | None = None
+    target: str | None = None
 
 
 def load_labels(source: Store, table: Path | None) -> dict[str, Label]:
@@ -73,17 +85,46 @@ def _class_name(label: str, table: Path) -> str | None:
 
 
 def _read_ultrabench(source: Store) -> dict[str, Label]:
-    labels = {}
-    for name in _LISTS:
-        for record in json.loads(source.read(name)) if source.exists(name) else []:
-            value = record.get("label", record.get("pathology"))
-            group = record.get("patient")
-            labels[_below(record["image"], "images")] = Label(
-                label=None if value is None else _class_name(str(value), Path(source / name)),
-                group=None if group is None else str(group),
-                mask=_below(record["scan_mask"], "masks/scan") if record.get("scan_mask") else None,
-            )
-    return labels
+    return dict(listed_labels(source))
+
+
+def listed_labels(source: Store) -> list[tuple[str, Label]]:
+    """Images of an UltraBench folder with what its lists say, list by list; one that is listed twice is here twice.
+
+    Raises:
+        InputError: a label that is not a class name, or a list that is not one of records with an image.
+
+    """
+    return [
+        (_below(record["image"], "images"), _label_of(record, split, Path(source / name)))
+        for name, split in _LISTS.items()
+        for record in _records(source, name)
+    ]
+
+
+def _records(source: Store, name: str) -> list[dict[str, Any]]:
+    if not source.exists(name):
+        return []
+    try:
+        found = json.loads(source.read(name))
+    except ValueError as error:
+        raise InputError(f"{source / name}: not JSON ({error})") from error
+    if not isinstance(found, list) or not all(isinstance(one, dict) and "image" in one for one in found):
+        raise InputError(f"{source / name}: not a list of records with an image each")
+    return found
+
+
+def _label_of(record: dict[str, Any], split: Split, place: Path) -> Label:
+    value = record.get("label", record.get("pathology"))
+    group = record.get("patient", record.get("source"))  # where patients are unknown, frames name their video
+    targets = [_below(record[name], folder) for name, folder in _TARGETS.items() if record.get(name)]
+    return Label(
+        label=None if value is None else _class_name(str(value), place),
+        group=None if group is None else str(group),
+        mask=_below(record["scan_mask"], "masks/scan") if record.get("scan_mask") else None,
+        split=split,
+        target=targets[0] if targets else None,
+    )
 
 
 def _below(name: str, folder: str) -> str:

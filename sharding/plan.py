@@ -67,10 +67,11 @@ def write_plan(entries: Iterable[tuple[str, int]], path: Path) -> Plan:
             num_sources += 1
             num_bytes += size
     temporary.replace(path)
-    return Plan(path, num_sources, num_bytes, digest.hexdigest(), _num_units(num_sources, num_bytes))
+    return Plan(path, num_sources, num_bytes, digest.hexdigest(), num_units(num_sources, num_bytes))
 
 
-def _num_units(num_sources: int, num_bytes: int) -> int:
+def num_units(num_sources: int, num_bytes: int) -> int:
+    """Into how many units sources of so many bytes are cut."""
     small = min(-(-num_sources // _MIN_SOURCES), _MIN_UNITS)
     return min(max(small, -(-num_bytes // _UNIT_BYTES)), _MAX_UNITS)
 

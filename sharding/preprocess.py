@@ -73,7 +73,7 @@ def cut_clips(
 
 def _screen(recording: Recording, region: Region, stored: np.ndarray, pixels: Pixels) -> Clip:
     """Remove coloured marks, look for text, then cut."""
-    box = _bounding_box(region.mask)
+    box = bounding_box(region.mask)
     frames, ids, inside = recording.frames[:, *box], recording.frame_ids, region.mask[box]
     num_inpainted = num_refused = 0
     if recording.colour is not None:
@@ -97,7 +97,7 @@ def _chosen(frames: np.ndarray, stored: np.ndarray) -> np.ndarray:
 def _cut(
     frames: np.ndarray, frame_ids: np.ndarray, region: Region, num_inpainted: int = 0, num_refused: int = 0
 ) -> Clip:
-    box = _bounding_box(region.mask)
+    box = bounding_box(region.mask)
     mask = region.mask[box].astype(np.uint8)
     scale = min(1.0, SHORT_SIDE / min(mask.shape))
     size = (round(mask.shape[1] * scale), round(mask.shape[0] * scale))
@@ -119,7 +119,8 @@ def _cut(
     )
 
 
-def _bounding_box(mask: np.ndarray) -> _Box:
+def bounding_box(mask: np.ndarray) -> _Box:
+    """Rows and columns of the smallest box around a mask (h, w) bool that is not empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 

@@ -35,13 +35,15 @@ def shards(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(labelled, out, Policy("tiny", FrameChoice(max_frames=4), val_share=0.1), num_workers=2)
 
 
-def make_shards(source: Path, out: Path, policy: Policy, num_workers: int = 1, key: bytes = KEY) -> Path:
+def make_shards(
+    source: Path, out: Path, policy: Policy, num_workers: int = 1, key: bytes = KEY, labels: Path | None = None
+) -> Path:
     """Shard a folder with the key file beside OUT; returns OUT."""
     key_file = out.parent / f"{out.name}-key"
     if not key_file.exists():
         key_file.touch(mode=0o600)
     key_file.write_bytes(key)
-    job = Job(str(source), str(out), policy, key_file)
+    job = Job(str(source), str(out), policy, key_file, labels)
     list(run(job, make_plan(job), on_processes(num_workers)))
     return out
 

@@ -24,7 +24,7 @@ def describe_config(cfg: PretrainConfig) -> str:
     shape = shape_of(cfg)
     teacher, width = None, shape.width
     if cfg.teacher is not None:
-        teacher = random_teacher(_arch(cfg), shape.grid)
+        teacher = random_teacher(teacher_arch(cfg), shape.grid)
         width = teacher.width
     if cfg.objective == "pixel":
         width = shape.patch**2
@@ -42,7 +42,7 @@ def smoke_config(cfg: PretrainConfig, folder: Path) -> PretrainConfig:
     content["predictor"] |= {"depth": _DEPTH}
     if cfg.teacher is not None:
         precision = "fp32" if cfg.teacher.precision in ("int8", "fp8") else cfg.teacher.precision
-        content["teacher"] = TeacherConfig(source=f"random:{_arch(cfg)}", precision=precision).model_dump()
+        content["teacher"] = TeacherConfig(source=f"random:{teacher_arch(cfg)}", precision=precision).model_dump()
     content["target"] |= {"measure_batches": 1}
     content["optim"] |= {"batch": _BATCH, "steps": _STEPS, "warmup_steps": 0}
     content["run"] |= {
@@ -52,7 +52,8 @@ def smoke_config(cfg: PretrainConfig, folder: Path) -> PretrainConfig:
     return PretrainConfig.model_validate(content)
 
 
-def _arch(cfg: PretrainConfig) -> str:
+def teacher_arch(cfg: PretrainConfig) -> str:
+    """Timm name of the teacher; one that is a folder counts as the student's kind."""
     assert cfg.teacher is not None
     source = cfg.teacher.source.removeprefix("random:")
     return cfg.student.arch if "/" in source or Path(source).exists() else source

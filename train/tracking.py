@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -18,7 +19,9 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # seconds; the defau
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, LoggedModelInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, Schema
 from sqlalchemy.exc import SQLAlchemyError
 
 from sharding.recording import InputError
@@ -129,6 +132,33 @@ def external_model(client: MlflowClient, experiment: str, name: str, identity: s
         shown, source_run, {_IDENTITY_TAG: identity}, model_type="encoder", experiment_id=experiment
     )
     return str(made.model_id)
+
+
+def log_loadable(client: MlflowClient, run_id: str, loader: str, data: Path, column: str) -> str:
+    """Log a folder as a model of a run that `mlflow models serve` runs; returns its URI, models:/ID.
+
+    Args:
+        client: of the store.
+        run_id: that trained it; neither its status nor its times change.
+        loader: module with `_load_pyfunc(path)`; us-jepa must be installed where it is served.
+        data: folder that the loader is given a copy of.
+        column: of the table that predict() is given, bytes (base64 in JSON).
+
+    """
+    mlflow.set_tracking_uri(client.tracking_uri)
+    experiment = client.get_run(run_id).info.experiment_id  # Model.log alone takes the default one
+    made = client.create_logged_model(experiment, name="encoder", source_run_id=run_id, model_type="encoder")
+    logged = Model.log(
+        None,
+        mlflow.pyfunc,
+        run_id=run_id,
+        model_id=made.model_id,
+        loader_module=loader,
+        data_path=str(data),
+        signature=ModelSignature(inputs=Schema([ColSpec("binary", column)])),
+        pip_requirements=[f"us-jepa[serve]=={version('us-jepa')}"],
+    )
+    return str(logged.model_uri)
 
 
 def git_commit() -> str:

@@ -2,14 +2,14 @@
 
 import csv
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from eval.datasets import LabelledSet, load_labelled_set
+from eval.datasets import LabelledSet, load_set
 from pipeline.shards import make_shards
 from sharding.policy import Job, Policy
 from sharding.recording import FrameChoice, InputError
@@ -89,7 +89,6 @@ def half_of(group: str) -> Half:
 
 def load_half(src: Path, size: int, half: Half) -> LabelledSet:
     """The labelled frames of one half of the infants, as squares of `size` pixels."""
-    found = load_labelled_set(src / PROBED, size, frames_per_recording=1)
+    found = load_set(str(src / PROBED), size, frames_per_recording=1)
     mine = np.array([half_of(str(group)) == half for group in found.groups])
-    rows = {name: getattr(found, name)[mine] for name in ("squares", "labels", "groups", "keys")}
-    return replace(found, **rows)
+    return found.take(mine)

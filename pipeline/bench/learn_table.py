@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from eval.bootstrap import Bootstrap, bootstrap
 from eval.datasets import LabelledSet
-from eval.metrics import Bootstrap, bootstrap
 from eval.probe import ProbeConfig, linear_probe
 from pipeline.bench.learn_arms import EXTERNAL, Arm, Trial, cpu_seconds, last_metrics
 

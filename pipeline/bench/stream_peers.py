@@ -89,7 +89,7 @@ class WebdatasetUsual:
 def webdataset_resume(folder: Path, decode: _Decode, at: int, batch: int) -> None:
     """Run forward to a sample, then take a batch: the only way to go on with a tar stream."""
     pipeline = _webdataset(folder).map(lambda s: decode(s["jpg"]))
-    assert len(list(islice(pipeline, at, at + batch))) == batch
+    assert sum(1 for _ in islice(pipeline, at, at + batch)) == batch
 
 
 def write_litdata(folder: Path, jpegs: dict[int, bytes]) -> None:

@@ -15,8 +15,9 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from deploy.embed import Embedding, _embed_shard, embed, nearest
+from deploy.embed import Embedding, _embed_shard, embed
 from deploy.embedder import Embedder
+from deploy.index import nearest
 from sharding.policy import Policy
 from sharding.preprocess import stretch, to_square
 from sharding.reader import ShardReader

@@ -17,7 +17,7 @@ import torch
 from deploy.export import export_encoder
 from eval import comparison_cells
 from eval.comparison import ComparisonConfig, compare, config_of_run, parse_protocols
-from eval.datasets import load_labelled_set
+from eval.datasets import load_set
 from eval.encoders import of_student
 from eval.features import pooled
 from eval.probe import ProbeConfig
@@ -25,6 +25,7 @@ from eval.probe_tables import probe_tables
 from eval.report import write_run_report
 from eval.results import MAJORITY
 from eval.robustness import KINDS
+from pipeline.views import PROBES
 from sharding.recording import InputError
 from sharding.sources.synthetic_files import write_demo_set
 from tests.conftest import ROOT
@@ -41,7 +42,7 @@ from eval.comparison import ComparisonConfig, compare
 from eval.probe import ProbeConfig
 encoders, sets = (tuple(text.split(",")) for text in sys.argv[2:])
 probe = ProbeConfig(folds=3, strengths=(1e-2, 1.0))
-cfg = ComparisonConfig(encoders, sets, size=64, frames_per_recording=1, probe=probe)
+cfg = ComparisonConfig(encoders, sets, ("fair", "knn"), size=64, frames_per_recording=1, probe=probe)
 for _ in sys.stdin:
     if not (child := os.fork()):
         sys.stdout = open(os.devnull, "w")
@@ -54,12 +55,17 @@ for _ in sys.stdin:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> ComparisonConfig:
-    """Two generated sets and two small encoders."""
+    """Two generated sets, the second with splits, and two small encoders."""
     folder = tmp_path_factory.mktemp("sets")
     for seed, name in enumerate(("one", "two")):
-        write_demo_set(folder / name, num_patients=12, seed=seed)
+        table = write_demo_set(folder / name, num_patients=12, seed=seed)
+    header, *rows = table.read_text().splitlines()
+    quarters = [("train", "train", "val", "test")[at * 4 // len(rows)] for at in range(len(rows))]
+    table.write_text(
+        "\n".join([f"{header},split", *(f"{row},{word}" for row, word in zip(rows, quarters, strict=True))])
+    )
     encoders, sets = ("random:test_vit", "pixels"), (str(folder / "one"), str(folder / "two"))
-    return ComparisonConfig(encoders, sets, size=64, frames_per_recording=1, probe=PROBE)
+    return ComparisonConfig(encoders, sets, ("fair", "knn"), size=64, frames_per_recording=1, probe=PROBE)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +92,7 @@ def run_dir(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_set_has_the_labels_of_its_file(labelled: Path) -> None:
-    made = load_labelled_set(labelled, size=48, frames_per_recording=2)
+    made = load_set(str(labelled), size=48, frames_per_recording=2)
     assert made.squares.shape == (48, 2, 48, 48)
     assert made.classes == ("tissue_0", "tissue_1", "tissue_2")
     assert len(set(made.groups)) == 12
@@ -96,12 +102,15 @@ def test_the_set_has_the_labels_of_its_file(labelled: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("path,label\na.png,x\n", "no column group"), ("path,label,group\na.png,x,1\n", "no file a.png")],
+    [
+        ("path,label\na.png,x\n", "no column group"),
+        ("path,label,group\na.png,x,1\n", r"names a\.png, but there is no file"),
+    ],
 )
 def test_a_broken_labels_file_is_named(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(content)
     with pytest.raises(InputError, match=message):
-        load_labelled_set(tmp_path, size=32, frames_per_recording=1)
+        load_set(str(tmp_path), size=32, frames_per_recording=1)
 
 
 def test_features_average_the_patches_inside_the_region_only() -> None:
@@ -134,6 +143,8 @@ def test_a_run_is_compared_with_its_teacher_and_its_start_and_linked_in_mlflow(
     children = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert {child.data.params["encoder"] for child in children} == set(names)
     assert {child.info.status for child in (parent, *children)} == {"FINISHED"}
+    shown = {column.split("`")[1] for column in PROBES.columns if column.startswith("metrics.")}
+    assert all(shown <= set(child.data.metrics) for child in children)
     stored = {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert stored == {"results.json", "table.md", "table.tex", "report.html"}
     report = tmp_path / "report.html"
@@ -168,7 +179,12 @@ def test_the_page_is_one_file_with_every_part(finished: Path, small: ComparisonC
     assert "http" not in text
     for part in (
         "Did the student beat its teacher?",
-        "All sets, protocol fair",
+        "All sets, protocol fair: macro F1",
+        "All sets, protocol knn: AUROC",
+        "one: more scores, knn",
+        "That of a cross-validated set is too narrow",
+        "Cross-validated: a patient is scored by probes of other patients.",
+        "Published splits: fitted on 12 frames (train), chosen on 6 (val), scored on 6 (test).",
         "one: scores, fair",
         "one: label-free",
         "two: frames",
@@ -186,7 +202,7 @@ def test_a_finished_comparison_is_not_computed_again(
     finished: Path, small: ComparisonConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(comparison_cells, "extract", None)
-    monkeypatch.setattr(comparison_cells, "linear_probe", None)
+    monkeypatch.setattr(comparison_cells, "probe_cell", None)
     before = files_of(finished)
     compare(small, finished, record=False)
     assert files_of(finished) == before
@@ -200,25 +216,26 @@ def test_without_frames_the_page_has_none(finished: Path, small: ComparisonConfi
     assert files_of(finished) == before
 
 
-def test_degraded_frames_are_scored_by_probes_of_clean_ones(small: ComparisonConfig, tmp_path: Path) -> None:
-    cfg = replace(small, encoders=("pixels",), sets=small.sets[:1], size=32, pictures=False, robustness=True)
+@pytest.mark.parametrize("at", [0, 1], ids=["folds", "splits"])
+def test_degraded_frames_are_scored_by_probes_of_clean_ones(at: int, small: ComparisonConfig, tmp_path: Path) -> None:
+    cfg = replace(small, encoders=("pixels",), sets=small.sets[at:][:1], size=32, pictures=False, robustness=True)
     [one] = compare(cfg, tmp_path, record=False)["sets"]
     cell = one["robustness"]["pixels"]
     [row] = [row for row in one["tables"]["fair"]["rows"] if row["encoder"] == "pixels"]
     assert cell["clean"] == row["scores"]["macro_f1"]["value"]
     assert set(cell["degraded"]) == set(KINDS)
     assert all(len(values) == 3 and all(0 <= value <= 1 for value in values) for values in cell["degraded"].values())
-    assert "one: robustness" in (tmp_path / "report.html").read_text()
+    assert f"{one['name']}: robustness" in (tmp_path / "report.html").read_text()
 
 
 def test_frames_that_are_not_degraded_score_as_the_clean_ones(
     small: ComparisonConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(comparison_cells, "degrade", lambda squares, *_: squares)
-    cfg = replace(small, encoders=("pixels",), sets=small.sets[:1], size=32, pictures=False, robustness=True)
-    [one] = compare(cfg, tmp_path, record=False)["sets"]
-    cell = one["robustness"]["pixels"]
-    assert all(values == pytest.approx([cell["clean"]] * 3) for values in cell["degraded"].values())
+    cfg = replace(small, encoders=("pixels",), size=32, pictures=False, robustness=True)
+    one, two = compare(cfg, tmp_path, record=False)["sets"]
+    for cell in (one["robustness"]["pixels"], two["robustness"]["pixels"]):
+        assert all(values == pytest.approx([cell["clean"]] * 3) for values in cell["degraded"].values())
 
 
 @pytest.mark.parametrize(
@@ -237,8 +254,8 @@ def test_what_cannot_be_compared_is_named(
 
 
 def test_an_unknown_protocol_is_named() -> None:
-    assert parse_protocols("fair") == ("fair",)
-    with pytest.raises(InputError, match="protocol best: is none of fair"):
+    assert parse_protocols("fair,knn") == ("fair", "knn")
+    with pytest.raises(InputError, match="protocol best: is none of fair, paper, knn, attentive"):
         parse_protocols("fair,best")
 
 

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
 
-from eval.metrics import Interval, bootstrap, group_weights, scores, weighted_auroc
+from eval.bootstrap import Interval, bootstrap, group_weights
+from eval.metrics import scores
+from eval.weighted import weighted_auroc
 from sharding.recording import InputError
 
 
@@ -62,7 +64,7 @@ def test_weighted_auroc_does_not_depend_on_how_resamples_are_cut(monkeypatch: py
     labels, probabilities, groups = drawn_case(0, 2)
     weights = group_weights(12, 50, seed=1)
     whole = weighted_auroc(labels == 1, probabilities[:, 1], groups, weights)
-    monkeypatch.setattr("eval.metrics.CHUNK_VALUES", 7 * len(labels))
+    monkeypatch.setattr("eval.weighted.CHUNK_VALUES", 7 * len(labels))
     np.testing.assert_array_equal(weighted_auroc(labels == 1, probabilities[:, 1], groups, weights), whole)
 
 

@@ -11,22 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from eval.metrics import scores
 from eval.probe import ProbeConfig, fit_and_predict, fold_of_each, linear_probe, majority_probabilities
 from sharding.recording import InputError
+from tests.eval.labelled import SMALL, drawn_case
 
-SMALL = ProbeConfig(folds=3, strengths=(1e-2, 1.0))
 ONE_STRENGTH = ProbeConfig(folds=3, strengths=(1.0,), tolerance=1e-9, max_iterations=10_000)
-
-Case = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def drawn_case(seed: int, num_classes: int = 2, width: int = 6, num_groups: int = 12, gap: float = 1.0) -> Case:
-    """Features, labels and groups of five samples each; in every group one label is not the others'."""
-    rng = np.random.default_rng(seed)
-    groups = np.repeat(np.arange(num_groups), 5)
-    labels = groups % num_classes
-    labels[::5] = (labels[::5] + 1) % num_classes
-    centres = gap * rng.normal(size=(num_classes, width))
-    features = centres[labels] + rng.normal(size=(len(labels), width))
-    return features.astype(np.float32), labels, groups
 
 
 @settings(max_examples=30, deadline=None)
@@ -110,14 +97,6 @@ def test_probabilities_equal_a_plain_fit_on_standardised_features(num_classes: i
         np.testing.assert_allclose(result.probabilities[~train], plain, atol=1e-5)
 
 
-def test_both_solvers_find_the_same_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, labels, groups = drawn_case(4, num_classes=3)
-    newton = linear_probe(features, labels, groups, ONE_STRENGTH)
-    monkeypatch.setattr("eval.probe.NEWTON_PARAMETERS", 0)
-    quasi_newton = linear_probe(features, labels, groups, ONE_STRENGTH)
-    np.testing.assert_allclose(quasi_newton.probabilities, newton.probabilities, atol=1e-5)
-
-
 def test_features_that_tell_classes_apart_are_read_and_noise_is_not() -> None:
     features, labels, groups = drawn_case(5, gap=3, num_groups=60)
     result = linear_probe(features, labels, groups, ProbeConfig())
@@ -158,11 +137,7 @@ def test_collapsed_features_are_flagged_as_a_constant_probe(width: int) -> None:
     assert result.num_unconverged == 0
 
 
-@pytest.mark.parametrize("newton_parameters", [0, 1200])
-def test_fits_that_did_not_converge_are_counted_and_do_not_warn(
-    newton_parameters: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("eval.probe.NEWTON_PARAMETERS", newton_parameters)
+def test_fits_that_did_not_converge_are_counted_and_do_not_warn() -> None:
     features, labels, groups = drawn_case(9)
     cfg = ProbeConfig(folds=3, strengths=(0.1, 1.0), tolerance=1e-14, max_iterations=1)
     assert linear_probe(features, labels, groups, cfg).num_unconverged == 3 * (2 + 1)

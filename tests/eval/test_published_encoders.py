@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from eval.encoders import open_encoder
-from eval.published_encoders import PUBLISHED
+from eval.published_encoders import PUBLISHED, encoders_table
+from eval.ultrabench import BENCH_SETS, sets_table
 from sharding.recording import InputError
+from tests.conftest import ROOT
 from train.vit import timm_model
 
 Weights = dict[str, torch.Tensor]
@@ -319,3 +321,11 @@ def test_a_row_that_claims_a_proof_has_one_here() -> None:
     for name, row in PUBLISHED.items():
         shown = name in proven or same_code.get(name) in proven or name == "efficientnet-lite0"
         assert bool(row.proven) == shown == (not row.not_loadable), name
+
+
+@pytest.mark.parametrize(("name", "table"), [("encoders", encoders_table()), ("sets", sets_table())])
+def test_the_readme_s_tables_are_those_of_the_code(name: str, table: str) -> None:
+    text = (ROOT / "README.md").read_text()
+    shown = text.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- /{name} -->")[0]
+    assert shown == table, f"put what {name}_table() returns between the marks in README.md"
+    assert len(table.splitlines()) == 2 + len({"encoders": PUBLISHED, "sets": BENCH_SETS}[name])

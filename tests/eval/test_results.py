@@ -34,7 +34,8 @@ def set_cells(name: str, seed: int, gain: float) -> SetCells:
 
     facts = {
         "name": name, "sha256": name * 8, "classes": ["no", "BA"], "labels": labels.tolist(),
-        "groups": np.repeat(np.arange(60), 2).tolist(), "num_refused": 1, "remarks": ["two frames are near duplicates"],
+        "groups": np.repeat(np.arange(60), 2).tolist(), "num_refused": 1, "splits": None,
+        "remarks": ["two frames are near duplicates"],
     }  # fmt: skip
     floor = np.tile([0.51, 0.49], (120, 1))
     return SetCells(facts, {"fair": {
@@ -104,7 +105,7 @@ def test_tables_hold_every_encoder_and_say_what_collapsed() -> None:
     assert len(collapsed(found, "fair")) == 2
     assert "the fair probe of flat predicts one class for every frame" in markdown(found)
     assert "student\\_1 & " in latex(found)
-    assert latex(found).count("\\\\") == 1 + 4
+    assert latex(found).count("\\\\") == 2 * (1 + 4)
     assert [row[0] for row in pair_rows(found["sets"][0]["tables"]["fair"], "student_1")[1:]] == [
         MAJORITY, "its teacher", "flat",
     ]  # fmt: skip

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_absolute_error, r2_score
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from eval.metrics import group_weights
+from eval.bootstrap import group_weights
 from eval.ridge_probe import RidgeConfig, regression_scores, ridge_probe
 from sharding.recording import InputError
+from tests.eval.labelled import splits_of
 
 CFG = RidgeConfig(folds=4, inner_folds=3)
 
@@ -91,13 +93,36 @@ def test_resamples_of_one_target_have_no_r2() -> None:
     assert found.mae_interval.high == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("val", [True, False], ids=["val", "no val"])
+def test_splits_fit_on_train_choose_on_val_and_report_test(val: bool) -> None:
+    features, targets, groups = linear(noise=5)
+    splits = splits_of(np.unique(groups, return_inverse=True)[1], val)
+    train, chosen_on, test = (splits == word for word in ("train", "val", "test"))
+    result = ridge_probe(features, targets, groups, CFG, splits)
+    np.testing.assert_array_equal(result.reported, test)
+    assert np.isnan(result.predictions[~test]).all()
+    changed = np.where(test, 7.0, targets)
+    np.testing.assert_array_equal(ridge_probe(features, changed, groups, CFG, splits).predictions, result.predictions)
+    model = make_pipeline(StandardScaler(), Ridge(alpha=result.strengths[0] * train.sum()))
+    model.fit(features[train], targets[train])
+    np.testing.assert_allclose(result.predictions[test], model.predict(features[test]))
+    if val:
+        errors = []
+        for strength in CFG.strengths:
+            one = make_pipeline(StandardScaler(), Ridge(alpha=strength * train.sum())).fit(
+                features[train], targets[train]
+            )
+            errors.append(((one.predict(features[chosen_on]) - targets[chosen_on]) ** 2).mean())
+        assert result.strengths == (CFG.strengths[int(np.argmin(errors))],)
+
+
 def test_what_is_refused() -> None:
     features, targets, groups = linear()
     with pytest.raises(InputError, match=r"features have shape \(96, 6\), targets \(95,\)"):
         ridge_probe(features, targets[1:], groups, CFG)
     with pytest.raises(InputError, match="1 of 96 targets are not finite"):
         ridge_probe(features, np.where(np.arange(96) == 3, np.inf, targets), groups, CFG)
-    with pytest.raises(InputError, match="3 groups for 4 folds, with 3 inner ones; more groups or fewer folds"):
+    with pytest.raises(InputError, match="3 groups for 4 folds; more groups or fewer folds"):
         ridge_probe(features[:12], targets[:12], groups[:12], CFG)
     with pytest.raises(InputError, match="1 folds, 5 inner ones; at least 2"):
         RidgeConfig(folds=1)

@@ -6,9 +6,10 @@ import torch
 from sklearn.metrics import f1_score, jaccard_score
 from torch.nn import functional
 
-from eval.metrics import group_weights
+from eval.bootstrap import group_weights
 from eval.segmentation_probe import SegmentationConfig, _Head, segmentation_probe, segmentation_scores
 from sharding.recording import InputError
+from tests.eval.labelled import splits_of
 
 CFG = SegmentationConfig(folds=3, epochs=10, batch=4)
 GRID, SIDE, CLASSES = 6, 24, 3
@@ -85,6 +86,22 @@ def test_a_class_of_one_group_has_intervals_over_the_resamples_that_hold_it() ->
     found = segmentation_scores(masks, masks, np.arange(4))
     assert found.dice.tolist() == found.iou.tolist() == [1, 1]
     assert found.dice_intervals[1].low == 1
+
+
+def test_splits_fit_on_train_and_report_test() -> None:
+    tokens, masks, groups = made()
+    splits = splits_of(np.unique(groups, return_inverse=True)[1])
+    result = segmentation_probe(tokens, masks, groups, CFG, splits)
+    test = splits == "test"
+    np.testing.assert_array_equal(result.reported, test)
+    assert not result.predictions[~test].any()
+    unseen = np.where((splits == "train")[:, None, None], masks, 0)
+    np.testing.assert_array_equal(
+        segmentation_probe(tokens, unseen, groups, CFG, splits).predictions, result.predictions
+    )
+    scored = segmentation_scores(masks[test], result.predictions[test], groups[test])
+    assert scored.foreground == pytest.approx(scored.dice[1:].mean())
+    assert scored.foreground_interval.low <= scored.foreground <= scored.foreground_interval.high
 
 
 def test_what_is_refused() -> None:

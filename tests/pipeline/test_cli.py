@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.doctor import examine
+from pipeline.doctor import Load, examine
 from sharding.manifest import load_manifest
 from tests.conftest import run_command
 
@@ -97,25 +97,28 @@ def test_a_missing_shard_directory_and_run_are_one_sentence(tmp_path: Path) -> N
 def test_doctor_measures_the_stream_and_says_what_to_change(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    examine([str(shards)], world=1, num_workers=2, images_per_s=1, cap=30)
+    examine([str(shards)], Load(world=1, num_workers=2, images_per_s=1, cap=30))
     said = capsys.readouterr().out
     assert re.search(rf"ok   {shards}: \d+ training frames in 2 shards, 100% of an epoch, all of them seen after", said)
     assert re.search(r"ok   first batch of 128 at step 10\^6: 0\.\d+ s", said)
     assert re.search(r"ok   0 bad samples among \d+", said)
-    assert examine([str(tmp_path / "none"), str(shards)], world=4, num_workers=1, images_per_s=1e6, cap=0) == 1
+    assert examine([str(tmp_path / "none"), str(shards)], Load(world=4, num_workers=1, images_per_s=1e6)) == 1
     said = capsys.readouterr().out
-    assert "BAD  shards:" in said
-    assert "BAD  2 shards for 4 ranks; ranks share shards" in said
-    assert re.search(r"BAD  decoding .* needed 4,000,000/s; set run.num_workers to \d+ on \d+ cores", said)
+    assert "fail shards:" in said
+    assert "fail 2 shards for 4 ranks; ranks share shards" in said
+    assert re.search(r"fail decoding .* needed 4,000,000/s; set run.num_workers to \d+ on \d+ cores", said)
 
 
 def test_encoders_are_compared_from_the_shell(labelled: Path, tmp_path: Path) -> None:
     out = tmp_path / "probe"
     command = ("us-jepa", "probe", "--encoders", "random:test_vit", "--sets", str(labelled), "--out", str(out))
     store = f"sqlite:///{tmp_path}/mlflow.db"
-    done = run_command(*command, "--size", "32", "--frames", "1", "--folds", "3", MLFLOW_TRACKING_URI=store)
+    more = ("--size", "32", "--frames", "1", "--folds", "3", "--protocol", "fair,knn", "--few-shot")
+    done = run_command(*command, *more, MLFLOW_TRACKING_URI=store)
     assert done.returncode == 0, done.stderr
     assert "random test_vit" in done.stdout
+    assert "Probe (knn) on" in done.stdout
+    assert "few shots" in (out / "report.html").read_text()
     assert "next:    make review" in done.stdout
     names = {"results.json", "table.md", "table.tex", "report.html", "mlflow_run.json"}
     assert names < {path.name for path in out.iterdir()}

@@ -95,7 +95,7 @@ def test_an_ultrabench_folder_is_a_source_as_it_is(lists: tuple[str, ...], tmp_p
     samples = [ShardReader(out / s.name)[i] for s in load_manifest(out).shards for i in range(s.num_samples)]
     assert {sample.meta.label for sample in samples} == {str(number) for number in range(len(lists))}
     assert all(0.3 < sample.region.mean() < 0.9 for sample in samples)
-    assert load_labels(Store(folder), None)["images/0.png"] == Label("0", "p0", "masks/scan/0.png")
+    assert load_labels(Store(folder), None)["images/0.png"] == Label("0", "p0", "masks/scan/0.png", "train")
 
 
 def test_links_and_hidden_files_are_not_followed(tmp_path: Path) -> None:
