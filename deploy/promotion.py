@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.results import find_pair
 from sharding.recording import InputError
 
 _METRIC = "macro_f1"
@@ -66,7 +67,7 @@ class Comparison:
 
         """
         first, second = self.names[candidate], self.names[champion]
-        return [_duel(name, table["pairs"], first, second) for name, table in self.tables.items()]
+        return [_duel(name, table, first, second) for name, table in self.tables.items()]
 
 
 def load_comparison(folder: Path) -> Comparison:
@@ -94,11 +95,6 @@ def beats(duels: list[Duel]) -> bool:
     return 1 in verdicts and -1 not in verdicts
 
 
-def _duel(name: str, pairs: list[dict[str, Any]], first: str, second: str) -> Duel:
-    for pair in pairs:
-        if pair["metric"] == _METRIC and {pair["first"], pair["second"]} == {first, second}:
-            low, high, sign = pair["low"], pair["high"], 1
-            if pair["first"] == second:
-                low, high, sign = -pair["high"], -pair["low"], -1
-            return Duel(name, sign * pair["difference"], low, high, pair["p_holm"])
-    raise KeyError((name, first, second))
+def _duel(name: str, table: dict[str, Any], first: str, second: str) -> Duel:
+    pair = find_pair(table, first, second, _METRIC)
+    return Duel(name, *(pair[key] for key in ("difference", "low", "high", "p_holm")))

@@ -1,14 +1,13 @@
 """Whether a candidate beats a champion, from results.json alone."""
 
 import json
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deploy.promotion import beats, load_comparison
-from eval.metrics import bootstrap
+from eval.results import SetCells, results_of
 from sharding.recording import InputError
 
 NUM_PATIENTS, PER_PATIENT = 60, 2
@@ -16,37 +15,26 @@ NUM_PATIENTS, PER_PATIENT = 60, 2
 
 def results(sets: dict[str, dict[str, float]]) -> dict[str, object]:
     """What `us-jepa probe` writes: probabilities of encoders, right with a share by set and name, really tested."""
-    return {
-        "settings": {"protocols": ["fair"]},
-        "encoders": [{"name": name, "identity": f"id of {name}"} for name in next(iter(sets.values()))],
-        "sets": [{"name": name, "tables": {"fair": table(shares)}, **FACTS} for name, shares in sets.items()],
-    }
+    encoders = [{"name": name, "identity": f"id of {name}"} for name in next(iter(sets.values()))]
+    return results_of({"protocols": ["fair"]}, encoders, [], [cells(name, shares) for name, shares in sets.items()])
 
 
-FACTS = {"classes": ["a", "b"], "num_refused": 0}
-
-
-def table(shares: dict[str, float]) -> dict[str, object]:
+def cells(name: str, shares: dict[str, float]) -> SetCells:
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(NUM_PATIENTS), PER_PATIENT)
     labels = rng.integers(2, size=len(groups))
-    by_name = {}
-    for name, share in shares.items():
+    probes = {}
+    for encoder, share in shares.items():
         right = rng.permutation(len(labels)) < share * len(labels)  # exactly so many
         positive = np.where(right == labels.astype(bool), 0.8, 0.2)
-        by_name[name] = np.stack([1 - positive, positive], axis=1)
-    resampled = bootstrap(labels, by_name, groups)
-    pairs = []
-    for first, second in combinations(by_name, 2):
-        found = resampled.paired_difference(first, second)
-        interval = {"difference": found.observed, "low": found.interval.low, "high": found.interval.high}
-        pairs.append({"first": first, "second": second, "metric": "macro_f1", "p_holm": found.p_value} | interval)
-    scores = {
-        name: {key: {"value": 0.5, "low": 0.4, "high": 0.6} for key in ("macro_f1", "auroc", "accuracy")}
-        for name in by_name
-    }
-    rows = [{"encoder": name, "scores": scores[name], "predicts_one_class": False} for name in by_name]
-    return {"rows": rows, "pairs": pairs, "headlines": [], "auroc_left_out": 0}
+        probabilities = np.stack([1 - positive, positive], axis=1).tolist()
+        probes[encoder] = {"probabilities": probabilities, "reported": None, **COMMON}
+    facts = {"name": name, "labels": labels.tolist(), "groups": [str(group) for group in groups], **FACTS}
+    return SetCells(facts, {"fair": probes})
+
+
+FACTS = {"sha256": "", "classes": ["a", "b"], "splits": None, "num_refused": 0, "remarks": []}
+COMMON = {"constant": False, "strengths": [1.0], "num_unconverged": 0}
 
 
 def write(folder: Path, content: dict[str, object]) -> Path:

@@ -76,7 +76,7 @@ def test_the_first_becomes_champion_and_is_the_encoder_that_was_trained(place: P
     client = open_client(f"sqlite:///{place}/mlflow.db")
     assert len(client.search_model_versions("name = 'us-jepa'")) == 1
     version = client.get_model_version_by_alias("us-jepa", CHAMPION)
-    assert "| old | 0.500 (0.400 to 0.600) |" in version.description
+    assert "| old | 0.800 (" in version.description
     assert str(place) not in version.description
     folder = Path(mlflow.artifacts.download_artifacts("models:/us-jepa@champion", dst_path=str(place / "got")))
     assert "| old | 0.500" in (folder / "README.md").read_text()
