@@ -132,7 +132,7 @@ def build_engine(module: nn.Module, cfg: PretrainConfig, world: int) -> Any:  # 
     matrices = [p for p in module.parameters() if p.ndim > _NO_DECAY_DIMENSIONS]
     others = [p for p in module.parameters() if p.ndim <= _NO_DECAY_DIMENSIONS]
     groups = [{"params": matrices, "decayed": True}, {"params": others, "decayed": False, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=cfg.optim.lr, betas=cfg.optim.betas, fused=torch.cuda.is_available())
+    optimizer = torch.optim.AdamW(groups, lr=cfg.optim.lr, betas=cfg.optim.betas, fused=True)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(cfg, world))
     limit_waiting()
     if cfg.run.compile:

@@ -108,7 +108,7 @@ class PlainIjepa(nn.Module):
         self.student, self.predictor, self.momentum = Encoder(shape), Predictor(shape), momentum
         self.teacher = copy.deepcopy(self.student).requires_grad_(requires_grad=False)
         trained = [*self.student.parameters(), *self.predictor.parameters()]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=torch.cuda.is_available())
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
     def step(self, images: torch.Tensor, masks: tuple[torch.Tensor, list[torch.Tensor]]) -> torch.Tensor:
         """One optimizer step on images (B, 1, S, S) under (context ids, target ids per block); the loss, ()."""

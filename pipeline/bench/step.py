@@ -221,7 +221,7 @@ def _zero_adds(timing: Timing, rounds: int, shape: tuple[str, int, int]) -> floa
     images = torch.rand(8, 1, size, size)
     ours = OurStep(cfg, random_teacher(arch, size // 16), _CPU)
     bare = copy.deepcopy(ours.module)
-    optimizer = torch.optim.AdamW(bare.parameters(), lr=cfg.optim.lr, betas=cfg.optim.betas)
+    optimizer = torch.optim.AdamW(bare.parameters(), lr=cfg.optim.lr, betas=cfg.optim.betas, fused=True)
     prepared = ours.prepare(images, 0)
 
     def bare_loop() -> None:
