@@ -36,5 +36,5 @@ if inside touch /opt/us-jepa/train/x 2>/dev/null; then
 fi
 inside us-jepa doctor
 inside us-jepa pretrain --smoke --config /opt/us-jepa/train/configs/salt_stage1.yaml
-inside us-jepa demo --out /work/demo
+inside us-jepa demo --out /runs/demo
 echo "image-test: ok"

@@ -101,7 +101,7 @@ def test_settings_of_the_train_job_are_those_of_a_config() -> None:
     more = [op["value"] for patch in patches for op in yaml.safe_load(patch["patch"]) if op["path"].endswith("args/-")]
     cfg = load_config(Path(args[1]), [*args[2:], *more])
     assert cfg.optim.warmup_steps < cfg.optim.steps
-    assert str(cfg.run.dir).startswith("/work/")
+    assert str(cfg.run.dir).startswith("/runs/")
 
 
 @pytest.mark.parametrize("path", KUSTOMIZATIONS, ids=name)
