@@ -8,7 +8,7 @@ NUM_GPUS ?= 1
 SHARDS ?= build/demo/shards
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui export-check plan-check bench-embed bench-serve bench-probe bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture slurm-test deploy-check stack image-test
+.PHONY: help setup demo learn elastic test smoke matrix lint format type shards pretrain probe review ui export-check plan-check bench-embed bench-serve bench-probe bench-step bench-gpu bench-stream bench-remote bench-sharding mask-stats formats phi fuzz torture deploy-test slurm-test deploy-check stack image-test
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -33,7 +33,7 @@ smoke: setup  ## every config: costs, and two steps at reduced size
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/train/test_smoke.py
 
 matrix: setup  ## the slow tests: ZeRO x ranks x accumulation, resumed everywhere; kills, stops, full disks; launchers
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests --ignore tests/train/test_smoke.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests --ignore tests/train/test_smoke.py --ignore tests/deploy
 
 lint: .venv/.dev  ## format and rules, checked
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
@@ -124,6 +124,9 @@ bench-stream: build/bench-venv/.ready  ## the stream beside webdataset, litdata 
 	build/bench-venv/bin/python -m pipeline.bench.stream
 
 APT_GET := apt-get install --yes --no-install-recommends
+
+deploy-test: setup  ## slow tests of serving, of Slurm, PostgreSQL and S3, of two hosts, of fresh environments; skips what is absent
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/deploy
 
 slurm-test: setup  ## as root on Debian: installs Slurm, runs deploy/slurm end to end on this machine
 	(command -v slurmctld && command -v munged) || $(APT_GET) slurmctld slurmd slurm-client munge
