@@ -5,6 +5,7 @@ A comparison is continued in its folder; `mlflow_run.json` there says which run 
 
 import hashlib
 import json
+import logging
 import secrets
 import time
 from dataclasses import asdict, dataclass
@@ -20,12 +21,15 @@ from train.tracking import (
     log_scores,
     open_client,
     recorded_run,
+    run_exists,
     send_artifact,
     tracking_uri,
 )
 
+_log = logging.getLogger(__name__)
 RECORD = "mlflow_run.json"
 STAGE_TAG = "us_jepa.stage"  # of both kinds of run: `comparison` and `probe`
+_PRETRAINING = "us_jepa.pretraining"  # tag: id of its run
 _LINKED = ("data_sha256", "teacher_sha256", "objective")  # tags of a pretraining that its probes show, too
 
 
@@ -96,16 +100,17 @@ def record_comparison(out: Path, probed: list[Probed], artifacts: list[Path]) ->
     client = open_client(place.tracking_uri)
     experiment = experiment_id(client, place.experiment)
     tags = {"mlflow.runName": f"comparison {out.resolve().name}", STAGE_TAG: "comparison", "git_commit": git_commit()}
-    if len(run_dirs) == 1:
-        tags["mlflow.parentRunId"] = recorded_run(run_dirs[0])[1]
+    links = {run_dir: _link(run_dir) for run_dir in run_dirs}
+    if len(run_dirs) == 1 and _PRETRAINING in links[run_dirs[0]]:
+        tags["mlflow.parentRunId"] = links[run_dirs[0]][_PRETRAINING]
     parent = keyed_run(client, experiment, place.key, tags)
     _write(out, Place(**asdict(place) | {"run_id": parent}))
     for one in probed:
-        link = {} if one.run_dir is None else _link(one.run_dir)
+        link = {} if one.run_dir is None else links[one.run_dir]
         name = f"{one.dataset[0]}: {one.encoder}"
         tags = {"mlflow.runName": name, "mlflow.parentRunId": parent, STAGE_TAG: "probe", **link}
         child = keyed_run(client, experiment, f"{place.key}/{one.digest()}", tags)
-        model = external_model(client, experiment, one.encoder, one.identity, link.get("us_jepa.pretraining"))
+        model = external_model(client, experiment, one.encoder, one.identity, link.get(_PRETRAINING))
         for key, value in one.params.items():
             client.log_param(child, key, value)
         digest = one.dataset[1][:36]  # what MLflow has room for
@@ -133,7 +138,13 @@ def _write(out: Path, place: Place) -> None:
 
 
 def _link(run_dir: Path) -> dict[str, str]:
-    """Tags that lead from a probe to its pretraining and the data of that."""
+    """Tags that lead from a probe to its pretraining and the data of that; none where the store has lost the run."""
     client, run_id = recorded_run(run_dir)
+    if not run_exists(client, run_id):
+        _log.warning(
+            "run %s: MLflow at %s does not have it (%s); its probes are recorded without a link to it",
+            run_dir, client.tracking_uri, run_id,
+        )  # fmt: skip
+        return {}
     known = client.get_run(run_id).data.tags
-    return {"us_jepa.pretraining": run_id} | {key: known[key] for key in _LINKED if key in known}
+    return {_PRETRAINING: run_id} | {key: known[key] for key in _LINKED if key in known}

@@ -111,3 +111,16 @@ def test_encoders_of_strangers_go_to_the_usual_store(
     client = open_client(f"sqlite:///{tmp_path}/usual.db")
     assert set(runs_by_name(client)) == {f"comparison {tmp_path.name}", "one: vit: a/b.c"}
     assert [model.name for model in client.search_logged_models(["1"])] == ["vit- a-b-c"]
+
+
+def test_a_pretraining_that_the_store_has_lost_is_said_and_the_scores_are_kept(
+    run_dir: Path, migrated: Path, probed: list[Probed], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(migrated.read_bytes())  # a store without the run
+    out = tmp_path / "out"
+    out.mkdir()
+    record_comparison(out, probed, [])
+    assert f"run {run_dir}: MLflow at sqlite:///{tmp_path}/mlflow.db does not have it" in caplog.text
+    runs = runs_by_name(open_client(f"sqlite:///{tmp_path}/mlflow.db"))
+    assert runs["one: student"].data.metrics["probe/macro_f1"] == 0.7
+    assert "us_jepa.pretraining" not in runs["one: student"].data.tags
