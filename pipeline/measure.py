@@ -34,7 +34,7 @@ from train.smoke import teacher_arch
 
 _SIZE, FRAMES_PER_CINE = (480, 640), 30  # rows and columns of generated cines
 _SHORT, _FEWEST, _REPEATS = 0.2, 10, 3  # share of the sources that make the short job; sources; times
-_STEPS = (2, 14)  # of the short and the long pretraining
+_STEPS, _LONGER = 2, 4  # of the short pretraining; factor, until the start is at most half of the long one
 _CPU_BATCH = 16  # images of a step on a processor, whose rate hardly depends on it
 _DECODE_BATCH, _CANVAS, _CACHE_BYTES = 64, 256, 50 << 30
 
@@ -165,9 +165,17 @@ def measure_training(cfg: PretrainConfig, config: Path, shards: Path, run_dir: P
     on_cpu = device_name() == PROCESSOR
     batch = min(cfg.optim.batch, _CPU_BATCH) if on_cpu else cfg.optim.batch
     words = [f"optim.batch={batch}", f"run.micro_batch={min(batch, cfg.run.micro_batch)}", "data.val_samples=0"]
-    took = [pretrain(cfg, config, shards, run_dir, steps, *words, f"run.save_every={steps}") for steps in _STEPS]
-    rate, start = _line([steps * batch for steps in _STEPS], [one.cpu if on_cpu else one.wall for one in took])
-    said = f"runs of {_STEPS[0]} and {_STEPS[1]} steps of {batch} images"
+
+    def seconds(steps: int) -> float:
+        took = pretrain(cfg, config, shards, run_dir, steps, *words, f"run.save_every={steps}")
+        return took.cpu if on_cpu else took.wall
+
+    short = min(seconds(_STEPS) for _ in range(2))  # the first start on a machine compiles
+    steps = _STEPS * _LONGER
+    while (long := seconds(steps)) < 2 * short:
+        steps *= _LONGER
+    rate, start = _line([_STEPS * batch, steps * batch], [short, long])
+    said = f"runs of {_STEPS} and {steps} steps of {batch} images"
     return (
         Rate(value=rate, unit=f"images/s per {'core' if on_cpu else 'GPU'}", source=said),
         Rate(value=start, unit="s", source=said),
