@@ -13,11 +13,10 @@ from typing import Any
 
 from pipeline.launch import launch
 from sharding.recording import InputError
+from train.command import STOPPED
 from train.config import OptimConfig, PretrainConfig
 from train.config_file import load_config, read_config, results_differ
 from train.journal import read_record
-
-_STOPPED = 75  # exit code of train/pretrain.py that means: saved, start me again
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def run_salt(config: Path, stages: list[Stage], num_gpus: int, *, smoke: bool = 
         print(f"{stage.name}: {stage.cfg.optim.steps} steps, in {stage.cfg.run.dir}", flush=True)
         code = launch(config, list(stage.overrides), num_gpus, smoke=smoke)
         if code:
-            ended = "was stopped" if code == _STOPPED else "failed; its own message is above"
+            ended = "was stopped" if code == STOPPED else "failed; its own message is above"
             print(f"us-jepa pretrain: stage {stage.name} {ended}; the same command goes on with it", file=sys.stderr)
             return code
     return 0

@@ -13,6 +13,6 @@ to a rank, or to the process group (`kill -TERM -- -GROUP`): `deepspeed` then en
 import sys
 
 if __name__ == "__main__":
-    from train.run import start  # not above: each decoding process imports this file, and needs nothing of it
+    from train.command import start  # not above: each decoding process imports this file, and needs nothing of it
 
     sys.exit(start(sys.argv[1:], str(__doc__)))

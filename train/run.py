@@ -1,9 +1,7 @@
-"""One pretraining from the command line to the exported encoder; pretrain.py is the script that calls `start`."""
+"""One pretraining from its config to the exported encoder; command.py reads the command line and calls `start`."""
 
-import argparse
 import os
 import signal
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
@@ -14,6 +12,7 @@ from sharding.loader import micro_batches
 from sharding.recording import InputError
 from sharding.shard_set import ShardSet
 from train.checkpoint import Checkpoint, CheckpointStore, latest_checkpoint
+from train.command import MENDABLE, STOPPED, say
 from train.config import PretrainConfig
 from train.config_file import flat_config, load_config, results_differ, save_config
 from train.data import find_sets, stream_of_rank
@@ -25,8 +24,6 @@ from train.record import Record
 from train.smoke import describe_config, smoke_config
 from train.tracking import Tracker, git_commit, tracking_uri
 from train.vit import load_strictly, new_student, save_encoder
-
-STOPPED = 75  # exit code of a run that was asked to stop: EX_TEMPFAIL, try again
 
 
 class LostRankError(Exception):
@@ -59,13 +56,13 @@ def open_run(cfg: PretrainConfig, checkpoint: Checkpoint | None) -> None:
     save_config(cfg, path)
 
 
-def start(argv: list[str], description: str) -> int:
-    """Run or continue what the command line says; returns the exit code, and prints what a user can mend."""
+def start(cfg: PretrainConfig, is_smoke: bool) -> int:
+    """Run or continue; returns the exit code, and prints what a user can mend."""
     try:
-        main(argv, description)
+        main(cfg, is_smoke)
     except InputError as error:
         say(error)
-        return 2
+        return MENDABLE
     except FloatingPointError as error:
         say(error)
         return 1
@@ -80,9 +77,8 @@ def start(argv: list[str], description: str) -> int:
     return 0
 
 
-def main(argv: list[str], description: str = "") -> None:
-    """Run or continue what the command line says."""
-    cfg, is_smoke = parse(argv, description)
+def main(cfg: PretrainConfig, is_smoke: bool = False) -> None:
+    """Run or continue, or try at reduced size."""
     if not is_smoke:
         pretrain(cfg)
         return
@@ -199,19 +195,3 @@ def export(cfg: PretrainConfig, store: CheckpointStore, facts: dict[str, str]) -
     load_strictly(student, chosen.part(part), f"checkpoint of step {chosen.step}")
     save_encoder(student, cfg.run.dir / "encoder", facts | {"steps": str(chosen.step)})
     return chosen.step
-
-
-def say(error: Exception) -> None:
-    """Once per node, and not once per rank, what all ranks know; what happened to one rank, there."""
-    if os.environ.get("LOCAL_RANK", "0") == "0" or str(error).startswith(f"rank {os.environ['RANK']}:"):
-        print(f"pretrain: {error}", file=sys.stderr)
-
-
-def parse(argv: list[str], description: str) -> tuple[PretrainConfig, bool]:
-    """Read the command line: config, and whether only to try it. The environment has what the launcher says."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="YAML file; see train/configs and train/config.py")
-    parser.add_argument("--smoke", action="store_true", help="two steps at reduced size on generated data")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example optim.lr=3e-4")
-    known = parser.parse_args([word for word in argv if not word.startswith("--local_rank")])
-    return load_config(known.config, known.overrides), known.smoke

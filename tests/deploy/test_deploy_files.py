@@ -15,7 +15,7 @@ from deploy.lock import needed
 from pipeline.arguments import make_parser
 from tests.conftest import ROOT
 from train.config_file import load_config
-from train.run import STOPPED
+from train.command import STOPPED
 
 DEPLOY = ROOT / "deploy"
 SCRIPTS = sorted([*DEPLOY.glob("*.sh"), *DEPLOY.glob("slurm/*")])

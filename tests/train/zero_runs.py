@@ -51,7 +51,7 @@ def run_all(runs: list[dict[str, Any]]) -> None:
         if "still" in run:
             resume_and_save(config, Path(run["still"]))
         else:
-            main(["--config", str(config)])
+            main(load_config(config, []))
     end()
 
 
