@@ -1,4 +1,4 @@
-"""The command line of pretraining: a mistake in it is said before the seconds that importing torch and DeepSpeed takes."""
+"""The command line of pretraining: a mistake in it is said before torch and DeepSpeed are imported, for seconds."""
 
 import argparse
 import os

@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 from deploy.lock import needed
 from pipeline.arguments import make_parser
 from tests.conftest import ROOT
-from train.config_file import load_config
 from train.command import STOPPED
+from train.config_file import load_config
 
 DEPLOY = ROOT / "deploy"
 SCRIPTS = sorted([*DEPLOY.glob("*.sh"), *DEPLOY.glob("slurm/*")])
