@@ -27,7 +27,7 @@ demo: setup  ## the whole line on generated and real recordings, in minutes
 	$(BIN)/us-jepa demo
 
 test: setup  ## all tests but the slow ones, on all cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 smoke: setup  ## every config: costs, and two steps at reduced size
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/train/test_smoke.py

@@ -1,4 +1,4 @@
-"""The command line of pretraining: a mistake in it is said before torch and DeepSpeed are imported, for seconds."""
+"""The command line of pretraining. It imports neither torch nor DeepSpeed, so that a mistake is said at once."""
 
 import argparse
 import os
@@ -14,19 +14,30 @@ STOPPED = 75  # exit code of a run that was asked to stop: EX_TEMPFAIL, try agai
 
 
 def start(argv: list[str], description: str) -> int:
-    """Run or continue what the command line says; returns the exit code, and prints what a user can mend."""
+    """Run or continue what the command line says; returns the exit code, and prints what a user can mend.
+
+    Args:
+        argv: words after the script's name.
+        description: for --help.
+
+    """
     try:
         cfg, is_smoke = parse(argv, description)
     except InputError as error:
         say(error)
         return MENDABLE
-    from train import run  # noqa: PLC0415 - see above
+    from train import run  # noqa: PLC0415 - imports torch and DeepSpeed
 
     return run.start(cfg, is_smoke)
 
 
 def parse(argv: list[str], description: str) -> tuple[PretrainConfig, bool]:
-    """Read the command line: config, and whether only to try it. The environment has what the launcher says."""
+    """Read the command line: config, and whether only to try it. The environment has what the launcher says.
+
+    Raises:
+        InputError: the config, or a setting of it, is wrong.
+
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="YAML file; see train/configs and train/config.py")
     parser.add_argument("--smoke", action="store_true", help="two steps at reduced size on generated data")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import measure
 from pipeline.foresee import Asked, config_file, print_plan
 from pipeline.measure import FRAMES_PER_CINE, measure_sharding, write_cines
 from pipeline.plan import Model, Quantity, Size, drivers, model_of, plan, train_rate
 from pipeline.rates import SHIPPED, Rate, Rates, load_rates
-from pipeline.timed import run_timed
+from pipeline.timed import Took, run_timed
 from sharding.manifest import load_manifest
 from sharding.plan import write_plan
 from sharding.recording import InputError
@@ -159,6 +160,22 @@ def test_measured_rates_foresee_the_job_that_they_were_measured_on(tmp_path: Pat
     assert found["bytes of sources"] == pytest.approx(sum(path.stat().st_size for path in source.iterdir()))
     with pytest.raises(InputError, match="has 3 files; give at least 10 to measure with"):
         measure_sharding(write_cines(tmp_path / "few", 3, 2, (96, 128)), tmp_path)
+
+
+def test_the_first_start_on_a_machine_is_no_part_of_its_rate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    starts = iter([60.0])  # the first compiles
+
+    def pretrain(*words: object) -> Took:
+        seconds = next(starts, 20.0) + 0.5 * int(str(words[4]))
+        return Took(seconds, seconds)
+
+    monkeypatch.setattr(measure, "pretrain", pretrain)
+    config = ROOT / "train" / "configs" / "vit_tiny.yaml"
+    train, start = measure.measure_training(load_config(config, []), config, tmp_path, tmp_path)
+    batch = int(train.source.split()[-2])
+    assert train.source == f"runs of 2 and 128 steps of {batch} images"  # 32 steps would not be twice the short run
+    assert train.value == pytest.approx(batch / 0.5)
+    assert start.value == pytest.approx(20)
 
 
 def test_configs_go_by_name_or_by_file(tmp_path: Path) -> None:

@@ -196,3 +196,9 @@ def test_a_wrong_setting_ends_in_one_sentence_and_exit_code_2(runs: Path, overri
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_command_line_is_read_without_what_takes_seconds_to_import() -> None:
+    said = run_command("python", "-c", "import sys, train.command; print(*sys.modules)", cwd=ROOT).stdout.split()
+    assert "train.command" in said
+    assert {"torch", "deepspeed", "mlflow"}.isdisjoint(said)
