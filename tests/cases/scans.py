@@ -1,7 +1,6 @@
 """Small ultrasound-like material for the cases beside this file: a moving fan of speckle, and DICOM around it."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -67,8 +66,10 @@ def _region(rows: int, columns: int) -> Dataset:
     return one
 
 
-def save_native(path: Path, frames: np.ndarray, **known: Any) -> None:
-    """Write frames (T, H, W[, 3]) uint8 as an uncompressed DICOM; `known` as in us_dataset."""
-    ds = us_dataset(frames, **known)
+def save_native(
+    path: Path, frames: np.ndarray, patient: str = "P1", photometric: str = "MONOCHROME2", region: bool = True
+) -> None:
+    """Write frames (T, H, W[, 3]) uint8 as an uncompressed DICOM."""
+    ds = us_dataset(frames, patient, photometric, region)
     ds.PixelData = frames.tobytes() + b"\0" * (frames.size % 2)
     ds.save_as(path, enforce_file_format=True)
