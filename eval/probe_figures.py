@@ -30,7 +30,7 @@ def intervals_png(table: Json, metric: str = "macro_f1") -> bytes:
 
 
 def few_shot_png(curves: dict[str, Json]) -> bytes:
-    """Macro F1 by share of the training samples; {encoder: {share in per cent: {value, low, high}}}."""
+    """Macro F1 by share of the training samples; {encoder: {share in per cent: {value, low, high, draws}}}."""
     plot, axes = _plot(3.2)
     for name, curve in curves.items():
         shares = sorted(curve, key=float)
@@ -38,7 +38,9 @@ def few_shot_png(curves: dict[str, Json]) -> bytes:
         value, low, high = (np.array([curve[share][key] for share in shares]) for key in ("value", "low", "high"))
         line = axes.plot(x, value, marker="o", label=name)[0]
         axes.fill_between(x, low, high, alpha=0.12, color=line.get_color())
-    axes.set(xscale="log", xlabel="% of the training patients", ylabel=METRICS["macro_f1"])
+        draws = [curve[share]["draws"] for share in shares]
+        axes.vlines(x, [min(one) for one in draws], [max(one) for one in draws], color=line.get_color(), lw=1)
+    axes.set(xscale="log", xlabel="% of the training groups (patients)", ylabel=METRICS["macro_f1"])
     axes.set_xticks(x, [f"{share:g}" for share in x])
     axes.minorticks_off()
     _legend(axes, len(curves))

@@ -17,7 +17,7 @@ from eval.probe_tables import (
     score_rows,
     verdict,
 )
-from eval.results import MAIN_METRICS
+from eval.results import MAIN_METRICS, groups_in_words
 from eval.robustness import relative_drop
 from eval.weighted import BINARY
 from sharding.page import Figure, Section, render_page
@@ -136,7 +136,7 @@ def _shown(results: Json, table: Json) -> list[str]:
 
 def _facts(one: Json) -> Section:
     lines = [
-        f"{one['num_samples']} frames, {one['num_reported']} of them scored, of {one['num_groups']} groups (patients); "
+        f"{one['num_samples']} frames, {one['num_reported']} of them scored, of {groups_in_words(one)}; "
         f"classes: {', '.join(one['classes'])}.",
         _use_of(one["splits"]),
         *one["remarks"],
@@ -163,8 +163,9 @@ def _curves(one: Json) -> list[Section]:
     name, sections = one["name"], []
     if one["few_shot"]:
         caption = (
-            "Macro F1 of the fair probe with part of the training patients, mean of five draws of them; shaded: 95 % "
-            "over scored patients and draws. Where a class has too few to choose the strength with, C is 1."
+            "Macro F1 of the fair probe with part of the training groups (patients), mean of five draws of them; "
+            "shaded: 95 % interval of that mean, over scored groups; bars: the lowest and highest draw. Where a class "
+            "has too few groups to choose the strength with, C is 1."
         )
         sections.append(Section(f"{name}: few shots", figures=(Figure(few_shot_png(one["few_shot"]), caption),)))
     if one["robustness"]:

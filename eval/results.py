@@ -81,9 +81,16 @@ def headline(one: Json, table: Json, student: str, teacher: str, num_sets: int) 
     over = f" after Holm's correction over {num_sets} sets" if num_sets > 1 else ""
     return (
         f"{student} {word} its teacher: macro F1 {pair['difference']:+.3f}, 95 % interval {pair['low']:+.3f} to "
-        f"{pair['high']:+.3f}, p {pair['p_holm']:.3f}{over}, {one['num_groups']} patients, "
+        f"{pair['high']:+.3f}, p {pair['p_holm']:.3f}{over}, {groups_in_words(one)}, "
         f"{one['num_reported']} frames."
     )
+
+
+def groups_in_words(one: Json) -> str:
+    """The number of scored groups of a set; patients only where some group has several frames."""
+    if one["num_groups"] == one["num_reported"]:
+        return f"{one['num_groups']} groups of one frame each"
+    return f"{one['num_groups']} groups (patients)"
 
 
 def find_pair(table: Json, first: str, second: str, metric: str) -> Json:

@@ -81,7 +81,7 @@ def test_the_headline_says_who_wins(gain: float, word: str) -> None:
     [one] = results(gain)["sets"]
     [sentence] = one["tables"]["fair"]["headlines"]
     assert sentence.startswith(f"student_1 {word} its teacher: macro F1 {'+' if gain > 0 else ''}")
-    assert "60 patients, 120 frames." in sentence
+    assert "60 groups (patients), 120 frames." in sentence
     assert "Holm" not in sentence  # one set is no family
 
 
