@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 
 from sharding.recording import FrameChoice, Reason, Recording, Rejected
+from sharding.sources.colour import is_flat
 from sharding.sources.dicom import read_dicom
 from sharding.sources.dicom_header import is_dicom
 from sharding.sources.image import read_image
@@ -80,7 +81,10 @@ def read(path: Path, name: str, choice: FrameChoice) -> Recording:
     if kind == "archive":
         raise Rejected(Reason.NESTED_ARCHIVE)
     with _refusing():
-        return _READERS[kind](path, name, choice)
+        recording = _READERS[kind](path, name, choice)
+        if all(is_flat(frame) for frame in recording.frames):  # a decoder that fails without a word gives black frames
+            raise Rejected(Reason.EMPTY)
+        return recording
 
 
 @contextmanager

@@ -62,6 +62,12 @@ def stack_planes(pictures: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray
     return np.stack(greys), np.stack(colours) if colours else None
 
 
+def is_flat(grey: np.ndarray) -> bool:
+    """Whether all pixels of a frame (H, W) have the same level."""
+    low, high, _, _ = cv2.minMaxLoc(grey)
+    return bool(low == high)
+
+
 def _add(picture: np.ndarray, greys: list[np.ndarray], colours: list[np.ndarray]) -> None:
     if picture.ndim == 2:  # noqa: PLR2004 - (H, W)
         greys.append(picture)
