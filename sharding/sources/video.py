@@ -157,7 +157,7 @@ def _is_alike(grey: np.ndarray, capture: cv2.VideoCapture) -> bool:
     if not is_read or picture.shape[:2] != grey.shape:
         return False
     other = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
-    num_off = np.count_nonzero(cv2.absdiff(grey, other) > _MAX_OFF)
+    num_off = int(np.count_nonzero(cv2.absdiff(grey, other) > _MAX_OFF))
     return not is_flat(other) and num_off <= _MAX_SHARE_OFF * grey.size
 
 
