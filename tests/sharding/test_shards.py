@@ -190,6 +190,16 @@ def test_pseudonyms_are_keyed_and_domains_are_apart() -> None:
     assert len(ours.of("clip", "x")) == 26
 
 
+@pytest.mark.parametrize("length", [0, 16, 31])
+def test_a_short_key_is_refused_by_whoever_takes_one(length: int, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"^key of pseudonyms: {length} bytes, at least 32 are needed"):
+        Pseudonyms(b"k" * length)
+    (tmp_path / "key").touch(mode=0o600)
+    (tmp_path / "key").write_bytes(b"k" * length)
+    with pytest.raises(InputError, match=f"key: {length} bytes, at least 32 are needed"):
+        load_key(tmp_path / "key")
+
+
 def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "key"
     assert load_key(path) == load_key(path)
