@@ -37,7 +37,7 @@ def is_fitted(found: Recording, levels: np.ndarray) -> bool:
 
 def with_bits(num_bits: int, photometric: int) -> Page:
     peak = (1 << num_bits) - 1
-    levels = GREY.astype(np.uint32) * peak // 255
+    levels = (GREY.astype(np.uint32) * peak + 127) // 255
     stored = peak - levels if photometric == WHITE_IS_ZERO else levels
     return Page(GREY, photometric, num_bits, packed=odd_tiffs.packed(stored, num_bits))
 
@@ -59,7 +59,7 @@ def test_eight_and_sixteen_bits(order: str, tile: int, is_white_zero: bool, tmp_
 @pytest.mark.parametrize("num_bits", [1, 2, 4, 10, 12, 14])
 def test_samples_that_share_bytes(num_bits: int, photometric: int, tmp_path: Path) -> None:
     found = read_bytes(odd_tiffs.tiff(with_bits(num_bits, photometric)), tmp_path)
-    levels = GREY.astype(np.uint32) * ((1 << num_bits) - 1) // 255
+    levels = (GREY.astype(np.uint32) * ((1 << num_bits) - 1) + 127) // 255
     spread = levels * 255 // ((1 << num_bits) - 1)
     assert (found.frames[0] == spread).all() if num_bits < 8 else is_fitted(found, levels)
 
