@@ -1,23 +1,37 @@
 """Frames of many requests in one forward pass.
 
 One thread owns the encoder. It takes what waits, up to a batch, and waits a few milliseconds for more when there is
-less: while it computes, the next batch gathers.
+less: while it computes, the next batch gathers. Whatever a pass raises costs its batch, never the thread; what nobody
+answers in time costs its request.
 
 Dimensions: n frames, S pixels a side, N patches, D width.
 """
 
 import asyncio
+import logging
 import queue
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
 import torch
 
+_log = logging.getLogger("us_jepa.serve")
+
 Forward = Callable[[np.ndarray], tuple[torch.Tensor, torch.Tensor]]  # squares to vectors and patches
+
+
+class PassFailedError(RuntimeError):
+    """A pass of the encoder raised something."""
+
+
+class EncoderGoneError(RuntimeError):
+    """The thread of the encoder has ended."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +65,20 @@ class Batcher:
         max_batch: frames in a pass.
         max_wait: seconds that a frame waits for others.
         observe: told the frames of each pass.
+        max_seconds: until a request must be answered.
 
     """
 
     def __init__(
-        self, forward: Forward, max_batch: int, max_wait: float, observe: Callable[[int], object] = lambda _: None
+        self,
+        forward: Forward,
+        max_batch: int,
+        max_wait: float,
+        observe: Callable[[int], object] = lambda _: None,
+        max_seconds: float = 60,
     ) -> None:
         self._forward, self._max_batch, self._max_wait, self._observe = forward, max_batch, max_wait, observe
+        self._max_seconds, self._busy_since = max_seconds, float("inf")
         self._queue: queue.Queue[_Piece | None] = queue.Queue()  # None: close; its length is bounded by who submits
         self._held: _Piece | None = None  # did not fit into the last batch
         self._thread = Thread(target=self._run, name="batcher", daemon=True)
@@ -65,8 +86,13 @@ class Batcher:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it still answers."""
+        """Whether its thread has not ended."""
         return self._thread.is_alive()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the present pass takes longer than any request may wait."""
+        return time.monotonic() - self._busy_since > self._max_seconds
 
     async def encode(self, squares: np.ndarray, wanted: int | None = None) -> Encoded:
         """Encode squares.
@@ -76,14 +102,19 @@ class Batcher:
             wanted: row whose patches are wanted.
 
         Raises:
-            RuntimeError: the pass failed.
+            PassFailedError: the pass raised something; the log has its class and line.
+            EncoderGoneError: the thread has ended.
+            TimeoutError: no answer in time.
 
         """
+        if not self.is_alive:
+            raise EncoderGoneError
         starts = range(0, len(squares), self._max_batch)
         pieces = [_Piece(squares[at : at + self._max_batch], _within(wanted, at, self._max_batch)) for at in starts]
         for piece in pieces:
             self._queue.put(piece)
-        parts = await asyncio.gather(*(asyncio.wrap_future(piece.future) for piece in pieces))
+        async with asyncio.timeout(self._max_seconds):
+            parts = await asyncio.gather(*(asyncio.wrap_future(piece.future) for piece in pieces))
         patches = next((part.patches for part in parts if part.patches is not None), None)
         return Encoded(np.concatenate([part.vectors for part in parts]), patches)
 
@@ -93,10 +124,25 @@ class Batcher:
         self._thread.join()
 
     def _run(self) -> None:
-        while batch := self._gather():
-            running = [piece for piece in batch if piece.future.set_running_or_notify_cancel()]
-            if running:
-                self._answer(running)
+        batch: list[_Piece] = []
+        try:
+            while batch := self._gather():
+                running = [piece for piece in batch if piece.future.set_running_or_notify_cancel()]
+                if running:
+                    self._busy_since = time.monotonic()
+                    self._answer(running)
+                    self._busy_since = float("inf")
+        finally:
+            self._leave(batch)
+
+    def _leave(self, batch: list[_Piece]) -> None:
+        """Nobody is left to answer the last batch, if it was not, and what still waits."""
+        waiting = [*batch, self._held]
+        while not self._queue.empty():
+            waiting.append(self._queue.get())
+        for piece in waiting:
+            if piece is not None and not piece.future.done():
+                piece.future.set_exception(EncoderGoneError())
 
     def _gather(self) -> list[_Piece]:
         """The next batch; nothing: close."""
@@ -131,10 +177,14 @@ class Batcher:
                 kept = None if piece.wanted is None else patches[start + piece.wanted].cpu().numpy()
                 piece.future.set_result(Encoded(found[start : start + len(piece.squares)], kept))
                 start += len(piece.squares)
-        except (RuntimeError, ValueError, MemoryError) as error:  # torch: out of memory; the next batch may fit
+        except Exception as error:  # whatever it is, the next batch may fit; a text may echo what was sent, a place not
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            _log.warning("encoder failed: %s at %s:%s", type(error).__name__, Path(last.filename).name, last.lineno)
+            failure = PassFailedError(type(error).__name__)
+            failure.__cause__ = error
             for piece in batch:
                 if not piece.future.done():
-                    piece.future.set_exception(error)
+                    piece.future.set_exception(failure)
 
 
 def _within(wanted: int | None, start: int, length: int) -> int | None:

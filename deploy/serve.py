@@ -25,7 +25,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from deploy.answer import Answer, Refusal, make_answer, shown_row
-from deploy.batching import Batcher
+from deploy.batching import Batcher, Encoded, EncoderGoneError, PassFailedError
 from deploy.decoders import Decoders
 from deploy.embed import open_on_device, size_of, vectors_of
 from deploy.guard import LOG, Guard, HeaderDeadline, Metrics, refuse
@@ -60,6 +60,7 @@ class ServeConfig:
         max_batch: frames in one pass.
         max_wait: seconds that a frame waits for others.
         max_waiting: uploads at the same time; more are answered with 503. So many bodies are in memory at most.
+        encode_seconds: that an upload waits for the encoder; then it is answered with 504.
 
     """
 
@@ -71,11 +72,14 @@ class ServeConfig:
     max_batch: int = 32
     max_wait: float = 0.005
     max_waiting: int = 32
+    encode_seconds: float = 60
 
     def __post_init__(self) -> None:
         for name in ("num_decoders", "max_batch", "max_waiting"):
             if getattr(self, name) < 1:
                 raise InputError(f"serve: {name} is {getattr(self, name)}; it must be at least 1")
+        if not self.encode_seconds > 0:
+            raise InputError(f"serve: encode_seconds is {self.encode_seconds}; it must be above 0")
 
 
 class Service:
@@ -97,7 +101,9 @@ class Service:
             raise InputError(f"serve {cfg.table}: vectors of {self.index.width}, {encoder.name} gives {encoder.width}")
         _warm(encoder)
         self.decoders = Decoders(cfg.num_decoders, cfg.limits, size_of(encoder))
-        self.batcher = Batcher(partial(vectors_of, encoder), cfg.max_batch, cfg.max_wait, self.metrics.batch.observe)
+        self.batcher = Batcher(
+            partial(vectors_of, encoder), cfg.max_batch, cfg.max_wait, self.metrics.batch.observe, cfg.encode_seconds
+        )
 
     async def embed(self, request: Request, num_nearest: int, *, with_view: bool) -> Answer:
         """Vectors of the upload of a request.
@@ -110,9 +116,32 @@ class Service:
             await receive(request, self.cfg.limits, file)
             clips = await self.decoders.decode(file)
         squares = np.concatenate([clip.squares for clip in clips])
-        encoded = await self.batcher.encode(squares, shown_row(clips) if with_view else None)
+        encoded = await self._encode(squares, shown_row(clips) if with_view else None)
         self.metrics.frames.inc(len(squares))
         return await asyncio.to_thread(make_answer, self.model, clips, encoded, self.index, num_nearest)
+
+    async def _encode(self, squares: np.ndarray, wanted: int | None) -> Encoded:
+        try:
+            return await self.batcher.encode(squares, wanted)
+        except PassFailedError:
+            meaning = "the encoder failed at the batch of this upload, and the log says where; others are served on"
+            raise Refused(500, "encoder_failed", meaning) from None
+        except EncoderGoneError:
+            raise Refused(503, "encoder_gone", "the encoder has ended; the server must be started again") from None
+        except TimeoutError:
+            meaning = (
+                f"the encoder gave no answer within {self.cfg.encode_seconds:g} s; try again, or send fewer frames"
+            )
+            raise Refused(504, "encoder_slow", meaning) from None
+
+    @property
+    def status(self) -> str:
+        """`ok`, or what is wrong."""
+        if not self.batcher.is_alive:
+            return "the encoder has ended; the server must be started again"
+        if self.batcher.is_stuck:
+            return f"the encoder has been busy with one batch for more than {self.cfg.encode_seconds:g} s"
+        return "ok"
 
     def close(self) -> None:
         """End the thread and the children."""
@@ -151,7 +180,7 @@ def _counted(metrics: Metrics, request: Request, refused: Exception) -> Response
 
 def _add_routes(app: FastAPI, service: Service) -> None:
     refusals: dict[int | str, dict[str, Any]] = {
-        status: {"model": Refusal} for status in (400, 401, 408, 413, 415, 422, 503)
+        status: {"model": Refusal} for status in (400, 401, 408, 413, 415, 422, 500, 503, 504)
     }
     body = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
@@ -159,15 +188,15 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def embed(
         request: Request, *, view: bool = False, nearest: Annotated[int, Query(ge=0, le=_MAX_NEAREST)] = 0
     ) -> Response:
-        """Vectors of one DICOM, image or video, sent as the body or as the one part of multipart/form-data."""
+        """Vectors of one DICOM, image or video, sent as the body or as the one file of multipart/form-data."""
         answer = await service.embed(request, nearest, with_view=view)
         return Response(answer.model_dump_json(), media_type="application/json")
 
     @app.get("/healthz")
     async def healthz() -> JSONResponse:
-        """200 while it works."""
-        is_well = service.batcher.is_alive
-        return JSONResponse({"status": "ok" if is_well else "batcher ended"}, 200 if is_well else 503)
+        """200 while it works, 503 with the reason when the encoder has ended or hangs."""
+        status = service.status
+        return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

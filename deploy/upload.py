@@ -21,6 +21,8 @@ from sharding.preprocess import Pixels
 from sharding.profiles import Profile
 from sharding.recording import FrameChoice
 
+_AS_IT_IS = {"", "identity", "binary", "8bit", "7bit"}
+
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL + 1)  # it logs bytes of what it cannot parse
 
 
@@ -50,7 +52,7 @@ class Refused(Exception):  # noqa: N818 - a verdict, not an error
     """A request that is not answered with vectors.
 
     Args:
-        status: HTTP status, 4xx or 503.
+        status: HTTP status, 4xx or 5xx.
         reason: code; one of sharding's where it is about the content.
         meaning: for people.
 
@@ -85,6 +87,12 @@ class MemoryFile:
             left = left[os.write(self._fd, left) :]
         self.num_bytes += len(data)
 
+    def clear(self) -> None:
+        """Drop what was written."""
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        self.num_bytes = 0
+
     def __enter__(self) -> Self:
         return self
 
@@ -98,15 +106,29 @@ class _Sink(Protocol):
     def write(self, data: bytes) -> None: ...
 
 
-class _OnePart:
-    """Takes the one file out of a multipart/form-data body."""
+class _OneFile:
+    """Takes the one file out of a multipart/form-data body; text fields beside it are skipped.
+
+    A part that names a file is one, and so is a part that says nothing of itself. A text field is taken for the file
+    where the body has no other part, as `curl -F "file=<scan.dcm"` sends it.
+    """
 
     def __init__(self, boundary: bytes, file: MemoryFile) -> None:
         if not boundary:
             raise _malformed()
-        self._file, self._num_parts, self._is_whole = file, 0, False
+        self._file, self._num_files, self._num_fields, self._is_whole = file, 0, 0, False
+        self._is_taken, self._name, self._headers = False, b"", dict[bytes, bytes]()
         self._parser = MultipartParser(
-            boundary, {"on_part_begin": self._begin, "on_part_data": self._data, "on_end": self._end}
+            boundary,
+            {
+                "on_part_begin": self._headers.clear,
+                "on_header_begin": self._begin_header,
+                "on_header_field": self._header_name,
+                "on_header_value": self._header_value,
+                "on_headers_finished": self._begin,
+                "on_part_data": self._data,
+                "on_end": self._end,
+            },
         )
 
     def write(self, data: bytes) -> None:
@@ -120,16 +142,47 @@ class _OnePart:
         if not self._is_whole:
             raise _malformed()
 
+    def _begin_header(self) -> None:
+        self._name = b""
+
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end].lower()
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._headers[self._name] = self._headers.get(self._name, b"") + data[start:end]
+
     def _begin(self) -> None:
-        self._num_parts += 1
-        if self._num_parts > 1:
+        for name in (b"content-encoding", b"content-transfer-encoding"):
+            _check_encoding(self._headers.get(name, b"").decode("latin-1"))
+        if _is_file(self._headers.get(b"content-disposition", b"")):
+            self._num_files += 1
+            self._is_taken = True
+        else:
+            self._num_fields += 1
+            self._is_taken = self._num_files == 0 and self._num_fields == 1
+        if self._num_files > 1:
             raise Refused(400, "several_files", "one upload a request")
+        if self._is_taken or not self._num_files:
+            self._file.clear()  # of a text field that came before
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        self._file.write(data[start:end])
+        if self._is_taken:
+            self._file.write(data[start:end])
 
     def _end(self) -> None:
         self._is_whole = True
+
+
+def _is_file(disposition: bytes) -> bool:
+    """Whether a part is a file: a browser sends an empty name where none was chosen."""
+    _, options = parse_options_header(disposition)
+    return bool(options.get(b"filename")) or b"filename*=" in disposition.lower() or b"name" not in options
+
+
+def _check_encoding(encoding: str) -> None:
+    """Refuse bytes that are packed for the way: `content_encoding` (415)."""
+    if not {one.strip().lower() for one in encoding.split(",")} <= _AS_IT_IS:
+        raise Refused(415, "content_encoding", "send the file as it is, without Content-Encoding")
 
 
 def _malformed() -> Refused:
@@ -137,16 +190,17 @@ def _malformed() -> Refused:
 
 
 async def receive(request: Request, limits: UploadLimits, file: MemoryFile) -> None:
-    """Pour the upload, a raw body or the one part of a multipart body, into a memory file.
+    """Pour the upload, a raw body or the one file of a multipart body, into a memory file.
 
     Raises:
-        Refused: `body_too_large` (413), before it is read where its length is announced; `slow_body` (408); 400 for
-            `malformed_multipart`, `several_files`, `no_file`, `disconnected`.
+        Refused: `body_too_large` (413), before it is read where its length is announced; `content_encoding` (415);
+            `slow_body` (408); 400 for `malformed_multipart`, `several_files`, `no_file`, `disconnected`.
 
     """
     check_size(int(request.headers.get("content-length") or 0), limits)
+    _check_encoding(request.headers.get("content-encoding", ""))
     kind, options = parse_options_header(request.headers.get("content-type"))
-    parts = _OnePart(options.get(b"boundary", b""), file) if kind == b"multipart/form-data" else None
+    parts = _OneFile(options.get(b"boundary", b""), file) if kind == b"multipart/form-data" else None
     try:
         async with asyncio.timeout(limits.body_seconds):
             await _pour(request, limits, parts or file)

@@ -167,6 +167,7 @@ def _add_serve(commands: _Commands) -> None:
     add("--decoders", type=int, default=min(8, os.cpu_count() or 1), help="uploads decoded at the same time")
     add("--max-batch", type=int, default=32, help="frames in one pass of the encoder")
     add("--max-wait-ms", type=float, default=5, help="that a frame waits for others")
+    add("--encode-seconds", type=float, default=60, help="after which an upload that waits for the encoder gets 504")
     add("--max-waiting", type=int, default=32, help="uploads in memory at the same time; more are answered with 503")
     add("--tls-cert", type=Path, help="PEM; with --tls-key")
     add("--tls-key", type=Path, help="PEM")

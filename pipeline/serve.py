@@ -31,6 +31,7 @@ def serve(args: argparse.Namespace) -> None:
         max_batch=args.max_batch,
         max_wait=args.max_wait_ms / 1000,
         max_waiting=args.max_waiting,
+        encode_seconds=args.encode_seconds,
     )
     if cfg.token and not tls and not is_loopback(args.host):
         print("serve: without --tls-cert, token and uploads are readable on the network; put it behind TLS")

@@ -34,13 +34,13 @@ class Pseudonyms:
         key: secret of at least 32 bytes.
 
     Raises:
-        ValueError: the key is shorter.
+        InputError: the key is shorter.
 
     """
 
     def __init__(self, key: bytes) -> None:
         if len(key) < _KEY_BYTES:
-            raise ValueError(f"key of {len(key)} bytes, at least {_KEY_BYTES} are needed")
+            raise InputError(f"key of pseudonyms: {len(key)} bytes, at least {_KEY_BYTES} are needed")
         self._key = key
 
     def of(self, domain: str, value: str) -> str:

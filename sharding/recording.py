@@ -48,7 +48,7 @@ class Reason(StrEnum):
     # its pixels
     UNSUPPORTED_CODEC = "unsupported_codec", "transfer syntax that no installed decoder takes, or pixels behind a URL"
     UNDECODABLE = "undecodable", "the decoder failed"
-    EMPTY = "empty", "no frame"
+    EMPTY = "empty", "no frame, or no picture: every frame has a single grey level"
     TOO_LARGE = "too_large", "above the pixel, frame or byte limit"
     INFLATE_RATIO = "inflate_ratio", "unpacks to more than a hundredfold: a bomb"
     SIZE_MISMATCH = "size_mismatch", "codestream and header disagree about rows and columns"

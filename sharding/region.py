@@ -24,8 +24,8 @@ _MIN_MOTION, _DIM_MOTION = 2.5, 0.6  # grey levels of standard deviation over ti
 _MIN_AGREEMENT = 0.6  # share of the moving pixels of a sector that move in each half of the clip
 _LIT_SHARE = 0.3  # of the frames in which a pixel of the sector is lit
 _MIN_CINE_FRAMES = 8  # that differ
-_REPEATED = 0.05  # grey levels of mean difference below which a frame repeats the one before
-_CHANGED = 0.5  # grey levels of mean difference from which a column of a trace has changed
+_STILL = 0.05  # grey levels of mean difference, over a frame, up to which it repeats the one before
+_SAME_COLUMN = 0.5  # likewise over a column: a trace has not been written there
 _WORK_SIDE = 240  # pixels, short side of the pictures that are searched
 _TOP_ROWS = 0.04  # share of the rows that hold banners, never a moving sector
 _SAME = 0.5  # correlation of the speckle of a trace with itself, moved back, and how much less it is in place
@@ -53,7 +53,7 @@ class Region:
 
 
 def find_regions(recording: Recording, pixels: str, profiles: tuple[Profile, ...] = ()) -> list[Region]:
-    """Find the sectors of a recording, one per declared 2-D region; never a pixel of what it declares for other things.
+    """Find the sectors of a recording, one per declared 2-D region.
 
     Args:
         recording: frames (T, H, W) with what the source declares.
@@ -67,49 +67,48 @@ def find_regions(recording: Recording, pixels: str, profiles: tuple[Profile, ...
     """
     allowed = _allowed(recording)
     if pixels == "public" and recording.mask is not None:
-        return _not_empty([Region(recording.mask & allowed, "public")])
+        return [_some(recording.mask & allowed, "public")]
     try:
-        return _vouched_regions(recording, profiles, allowed) or _moving_regions(recording, allowed)
+        return _certified(recording, allowed, profiles)
     except Rejected:
         if pixels != "public":
             raise
-    small = _small(recording.frames)
-    sectors = _bright_sectors(small, _shrunk(allowed, small))
-    found = [_whole(sector, allowed.shape) & allowed for sector in sectors[:1]]
-    return _not_empty([Region(mask if mask.any() else allowed, "public") for mask in found or [allowed]])
+    sectors = _bright_sectors(_small(recording.frames), _at_work_size(recording, allowed))
+    sector = _whole(sectors[0], allowed.shape) & allowed if sectors else allowed
+    return [_some(sector if sector.any() else allowed, "public")]
 
 
 def _allowed(recording: Recording) -> np.ndarray:
-    """(H, W) bool, false in the boxes that the source declares for M-mode, a spectrum, an ECG or a grey bar."""
+    """(H, W) bool, false in what the source declares for something else than tissue."""
     allowed = np.ones(recording.frames.shape[1:], dtype=bool)
     for box in recording.excluded:
         allowed &= ~_box_mask(allowed.shape, box)
     return allowed
 
 
-def _not_empty(regions: list[Region]) -> list[Region]:
-    found = [region for region in regions if region.mask.any()]
-    if not found:
+def _some(mask: np.ndarray, certificate: str, spacing: tuple[float, float] | None = None) -> Region:
+    """A region that is not empty."""
+    if not mask.any():
         raise Rejected(Reason.NO_CONE)
-    return found
+    return Region(mask, certificate, spacing)
 
 
-def _vouched_regions(recording: Recording, profiles: tuple[Profile, ...], allowed: np.ndarray) -> list[Region]:
-    """Regions that the scanner declares, or a signed profile; none where there is neither."""
+def _certified(recording: Recording, allowed: np.ndarray, profiles: tuple[Profile, ...]) -> list[Region]:
+    """Regions that the scanner, a profile or motion vouches for, inside what is allowed (H, W) bool."""
     if recording.regions is not None:
         return _regions_from_tags(recording, allowed)
     profile = find_profile(profiles, recording.device, allowed.shape)
-    return [] if profile is None else [_region_in(recording, profile.mask() & allowed, "profile", None)]
-
-
-def _moving_regions(recording: Recording, allowed: np.ndarray) -> list[Region]:
+    if profile is not None:
+        return [_region_in(recording, profile.mask() & allowed, "profile", None)]
     small = _small(recording.frames)
+    if len(small) < _MIN_CINE_FRAMES:
+        raise Rejected(Reason.UNCERTIFIED_STILL)
     is_cine = _num_distinct(small) >= _MIN_CINE_FRAMES
-    sectors = _moving_sectors(small, _shrunk(allowed, small)) if is_cine else []
+    sectors = _moving_sectors(small, _at_work_size(recording, allowed)) if is_cine else []
     masks = [_whole(sector, allowed.shape) & allowed for sector in sectors]
     masks = [mask for mask in masks if mask.any() and not mask[: round(_TOP_ROWS * len(mask))].any()]
     if not masks:
-        raise Rejected(Reason.NO_MOTION if len(small) >= _MIN_CINE_FRAMES else Reason.UNCERTIFIED_STILL)
+        raise Rejected(Reason.NO_MOTION)
     return [Region(mask, "motion") for mask in masks]
 
 
@@ -117,8 +116,9 @@ def _regions_from_tags(recording: Recording, allowed: np.ndarray) -> list[Region
     assert recording.regions is not None
     found = []
     for box, spacing in zip(recording.regions, recording.mm_per_pixel, strict=True):
+        inside = _box_mask(allowed.shape, box) & allowed
         try:
-            found.append(_region_in(recording, _box_mask(allowed.shape, box) & allowed, "tag", spacing))
+            found.append(_region_in(recording, inside, "tag", spacing))
         except Rejected:
             continue  # a box without a sector in it; another may have one
     if not found:
@@ -130,48 +130,52 @@ def _region_in(
     recording: Recording, inside: np.ndarray, certificate: str, spacing: tuple[float, float] | None
 ) -> Region:
     """The sector inside a mask (H, W) bool that somebody vouches for."""
-    small = _small(recording.frames)
-    sectors = _bright_sectors(small, _shrunk(inside, small))
+    sectors = _bright_sectors(_small(recording.frames), _at_work_size(recording, inside))
     mask = _whole(sectors[0], inside.shape) & inside if sectors else np.zeros_like(inside)
-    if not mask.any():
-        raise Rejected(Reason.NO_CONE)
-    return Region(mask, certificate, spacing)
+    return _some(mask, certificate, spacing)
 
 
 def _box_mask(shape: tuple[int, ...], box: Box) -> np.ndarray:
     x0, y0, x1, y1 = box
     mask = np.zeros(shape, dtype=bool)
-    mask[max(y0, 0) : y1 + 1, max(x0, 0) : x1 + 1] = True
+    mask[max(y0, 0) : max(y1 + 1, 0), max(x0, 0) : max(x1 + 1, 0)] = True
     return mask
 
 
 def _small(frames: np.ndarray) -> np.ndarray:
     """At most 16 frames, shrunk by a whole number to a short side of at least 240."""
     chosen = frames[np.linspace(0, len(frames) - 1, min(len(frames), NUM_WITNESSES)).round().astype(int)]
-    by = max(1, min(frames.shape[1:]) // _WORK_SIDE)
-    size = (frames.shape[2] // by, frames.shape[1] // by)
+    size = _work_size(frames)
     return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in chosen])
 
 
-def _shrunk(mask: np.ndarray, small: np.ndarray) -> np.ndarray:
-    """A mask (H, W) bool at the size of the pictures that are searched (T, h, w)."""
-    return np.asarray(cv2.resize(mask.astype(np.uint8), small.shape[:0:-1], interpolation=cv2.INTER_NEAREST) > 0)
+def _work_size(frames: np.ndarray) -> tuple[int, int]:
+    """Columns and rows of the pictures that are searched."""
+    by = max(1, min(frames.shape[1:]) // _WORK_SIDE)
+    return frames.shape[2] // by, frames.shape[1] // by
+
+
+def _at_work_size(recording: Recording, mask: np.ndarray) -> np.ndarray:
+    """(h, w) bool of a mask (H, W) bool."""
+    size = _work_size(recording.frames)
+    small: np.ndarray = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+    return small
 
 
 def _num_distinct(frames: np.ndarray) -> int:
     """Frames that differ from the one before by more than noise."""
-    least = _REPEATED * frames[0].size
+    least = _STILL * frames[0].size
     return 1 + sum(bool(cv2.norm(*pair, cv2.NORM_L1) > least) for pair in pairwise(frames))
 
 
 def _moving_sectors(frames: np.ndarray, allowed: np.ndarray) -> list[np.ndarray]:
-    """(h, w) bool each, inside `allowed` (h, w) bool, of (T, h, w) frames."""
-    moving, faint = _moving(frames) & allowed, (_deviation(frames) > _DIM_MOTION) & allowed
-    faint &= frames.mean(axis=0) > _DIM
+    """(h, w) bool each, of (T, h, w) frames."""
+    moving, faint = _moving(frames) & allowed, _deviation(frames) > _DIM_MOTION
+    faint &= (frames.mean(axis=0) > _DIM) & allowed
     halves = [_moving(part) for part in (frames[: len(frames) // 2], frames[len(frames) // 2 :])]
     return [
-        sector
-        for sector in (found & allowed for found in find_sectors(moving, faint))
+        sector & allowed
+        for sector in find_sectors(moving, faint)
         if all((half & sector).sum() >= _MIN_AGREEMENT * (moving & sector).sum() for half in halves)
         and not _is_trace(frames, sector)
     ]
@@ -239,7 +243,7 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 def _sweeps(panes: np.ndarray, lag: int) -> bool:
     """Whether most frames differ from the one `lag` before in few columns."""
-    changed = np.abs(panes[lag:] - panes[:-lag]).mean(axis=1) > _CHANGED
+    changed = np.abs(panes[lag:] - panes[:-lag]).mean(axis=1) > _SAME_COLUMN
     some = changed.any(axis=1) & (changed.mean(axis=1) < _SWEPT)
     return bool(some.mean() > 0.5)  # noqa: PLR2004 - most
 

@@ -8,14 +8,16 @@ from pathlib import Path
 import cv2
 
 from sharding.recording import FrameChoice, Reason, Recording, Rejected
+from sharding.sources.colour import is_flat
 from sharding.sources.dicom import read_dicom
 from sharding.sources.dicom_header import is_dicom
 from sharding.sources.image import read_image
+from sharding.sources.tiff import BIG_TIFF_START, TIFF_START
 from sharding.sources.video import read_video
 
 _SNIFF_BYTES = 1024
 _ARCHIVE_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")  # zip, gz, bz2, xz
-_IMAGE_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*")
+_IMAGE_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *TIFF_START, *BIG_TIFF_START)
 _VIDEO_MAGIC = (b"\x1aE\xdf\xa3", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"GIF8")  # Matroska, MPEG-PS, MPEG-ES
 _ISO_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}  # of mp4 and mov
 _BITMAP_HEADERS = {12, 40, 52, 56, 64, 108, 124}  # bytes
@@ -79,7 +81,10 @@ def read(path: Path, name: str, choice: FrameChoice) -> Recording:
     if kind == "archive":
         raise Rejected(Reason.NESTED_ARCHIVE)
     with _refusing():
-        return _READERS[kind](path, name, choice)
+        recording = _READERS[kind](path, name, choice)
+        if all(is_flat(frame) for frame in recording.frames):  # a decoder that fails without a word gives black frames
+            raise Rejected(Reason.EMPTY)
+        return recording
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def stack_planes(pictures: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray
         frames (T, H, W) uint8 and colour (T, H, W) uint8, None for grey ones.
 
     Raises:
-        Rejected: `empty`, or `undecodable` when the shapes differ.
+        Rejected: `empty`, or `undecodable` when the shapes or the depths differ.
 
     """
     greys: list[np.ndarray] = []
@@ -56,9 +56,16 @@ def stack_planes(pictures: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray
         _add(picture, greys, colours)
     if not greys:
         raise Rejected(Reason.EMPTY)
-    if len({grey.shape for grey in greys}) > 1 or (colours and len(colours) != len(greys)):
+    is_mixed = len(waiting) not in {0, len(greys)}  # 8 bits beside 16: there is no scale for both
+    if is_mixed or len({grey.shape for grey in greys}) > 1 or (colours and len(colours) != len(greys)):
         raise Rejected(Reason.UNDECODABLE)
     return np.stack(greys), np.stack(colours) if colours else None
+
+
+def is_flat(grey: np.ndarray) -> bool:
+    """Whether all pixels of a frame (H, W) have the same level."""
+    low, high, _, _ = cv2.minMaxLoc(grey)
+    return bool(low == high)
 
 
 def _add(picture: np.ndarray, greys: list[np.ndarray], colours: list[np.ndarray]) -> None:

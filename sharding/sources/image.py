@@ -12,13 +12,10 @@ from sharding.recording import MAX_BYTES, MAX_FRAMES, MAX_SIDE, FrameChoice, Rea
 from sharding.sources.colour import NUM_COLOURS, stack_planes
 from sharding.sources.dicom_codec import Layout, decode_jpeg
 from sharding.sources.dicom_codestream import JPEG_START, read_jpeg
+from sharding.sources.tiff import BIG_TIFF_START, check_tiff, decode_tiff, tiff_pages, upright
 
 _PNG, _BITMAP = b"\x89PNG", b"BM"
 _OLD_BITMAP = 12  # bytes of the header whose sizes are 16-bit
-_WIDTH, _HEIGHT, _COMPRESSION = 256, 257, 259  # TIFF tags
-_LOSSY_TIFF = {6, 7, 33003, 33005, 34712, 50001}  # JPEG, JPEG 2000, WebP
-_SHORT = 3
-_MAX_TAGS = 4096
 
 
 class _Page(NamedTuple):
@@ -42,8 +39,7 @@ def read_image(path: Path, name: str, choice: FrameChoice) -> Recording:
     pages = _pages(data)
     _refuse_odd(pages)
     frame_ids = choice.decoded(len(pages))
-    pictures = iter([_jpeg(data)]) if data.startswith(JPEG_START) else _pictures(path, frame_ids, len(pages))
-    frames, colour = stack_planes(pictures)
+    frames, colour = stack_planes(_pictures(data, frame_ids))
     if frames.shape[1:] != pages[0][:2]:
         raise Rejected(Reason.SIZE_MISMATCH)
     return Recording(
@@ -79,27 +75,9 @@ def _pages(data: bytes) -> list[_Page]:
         is_old = struct.unpack_from("<I", data, 14)[0] == _OLD_BITMAP
         columns, rows = struct.unpack_from("<HH" if is_old else "<ii", data, 18)
         return [_Page(abs(rows), columns)]
-    return list(_tiff_pages(data))
-
-
-def _tiff_pages(data: bytes) -> Iterator[_Page]:
-    """Pages of a TIFF, along its chain of directories."""
-    order = "<" if data.startswith(b"II") else ">"
-    (offset,) = struct.unpack_from(f"{order}I", data, 4)
-    seen: set[int] = set()
-    while offset and len(seen) <= MAX_FRAMES:
-        if offset in seen:
-            raise Rejected(Reason.UNDECODABLE)
-        seen.add(offset)
-        (num_tags,) = struct.unpack_from(f"{order}H", data, offset)
-        if num_tags > _MAX_TAGS:
-            raise Rejected(Reason.UNDECODABLE)
-        tags = {}
-        for place in range(offset + 2, offset + 2 + 12 * num_tags, 12):
-            tag, kind = struct.unpack_from(f"{order}HH", data, place)
-            (tags[tag],) = struct.unpack_from(f"{order}H" if kind == _SHORT else f"{order}I", data, place + 8)
-        yield _Page(tags.get(_HEIGHT, 0), tags.get(_WIDTH, 0), tags.get(_COMPRESSION) in _LOSSY_TIFF)
-        (offset,) = struct.unpack_from(f"{order}I", data, offset + 2 + 12 * num_tags)
+    if data.startswith(BIG_TIFF_START):
+        raise Rejected(Reason.UNSUPPORTED_CODEC)
+    return [_Page(*page.size, page.is_lossy) for page in tiff_pages(data)]
 
 
 def _jpeg(data: bytes) -> np.ndarray:
@@ -112,16 +90,25 @@ def _jpeg(data: bytes) -> np.ndarray:
     return decode_jpeg(data, layout)
 
 
-def _pictures(path: Path, frame_ids: np.ndarray, num_pages: int) -> Iterator[np.ndarray]:
+def _pictures(data: bytes, frame_ids: np.ndarray) -> Iterator[np.ndarray]:
+    if data.startswith(JPEG_START):
+        return iter([_jpeg(data)])
+    return iter([_picture(data)]) if data.startswith((_PNG, _BITMAP)) else _tiff(data, frame_ids)
+
+
+def _tiff(data: bytes, frame_ids: np.ndarray) -> Iterator[np.ndarray]:
+    pages = list(tiff_pages(data))
+    data = upright(data, pages)
     for number in frame_ids.tolist():
-        if num_pages == 1:
-            picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        else:
-            is_read, found = cv2.imreadmulti(str(path), number, 1, flags=cv2.IMREAD_UNCHANGED)
-            picture = found[0] if is_read and found else None
-        if picture is None or picture.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)}:
-            raise Rejected(Reason.UNDECODABLE)
-        yield _without_alpha(picture)
+        check_tiff(data, pages[number])
+        yield decode_tiff(data, number, pages[number])
+
+
+def _picture(data: bytes) -> np.ndarray:
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # ignores orientation, too
+    if picture is None or picture.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)}:
+        raise Rejected(Reason.UNDECODABLE)
+    return _without_alpha(picture)
 
 
 def _without_alpha(picture: np.ndarray) -> np.ndarray:

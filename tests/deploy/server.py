@@ -28,6 +28,20 @@ class Reply:
         return json.loads(self.body)
 
 
+def ask(
+    port: int, path: str, body: bytes | Iterator[bytes] | None = None, headers: dict[str, str] | None = None
+) -> Reply:
+    """GET, or POST where there is a body, from whoever listens on loopback."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has answered already
+            connection.request("GET" if body is None else "POST", path, body, headers or {})
+        response = connection.getresponse()
+        return Reply(response.status, response.read(), response.headers)
+    finally:
+        connection.close()
+
+
 @dataclass(frozen=True)
 class Server:
     """On loopback, with a home, a temporary folder and a working directory of its own below `home`."""
@@ -44,15 +58,7 @@ class Server:
         """GET, or POST where there is a body; token: that of the server by default, None: none."""
         wanted = self.token if token == "" else token
         said = {name.replace("_", "-"): value for name, value in headers.items()}
-        said |= {} if wanted is None else {"Authorization": f"Bearer {wanted}"}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            with suppress(BrokenPipeError, ConnectionResetError):  # it has answered already
-                connection.request("GET" if body is None else "POST", path, body, said)
-            response = connection.getresponse()
-            return Reply(response.status, response.read(), response.headers)
-        finally:
-            connection.close()
+        return ask(self.port, path, body, said | ({} if wanted is None else {"Authorization": f"Bearer {wanted}"}))
 
     def files(self) -> set[str]:
         return {str(path) for path in self.home.rglob("*")}

@@ -1,13 +1,14 @@
 """The batching thread: everyone gets their own rows, batches stay within bounds, a failure is not the last word."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
-from deploy.batching import Batcher
+from deploy.batching import Batcher, EncoderGoneError, PassFailedError
 
 Forwarded = tuple[torch.Tensor, torch.Tensor]
 
@@ -62,17 +63,44 @@ def test_patches_are_those_of_the_wanted_row(batcher: Batcher) -> None:
     assert asyncio.run(batcher.encode(squares(0, 2))).patches is None
 
 
-def test_a_pass_that_fails_costs_its_batch_alone() -> None:
+@pytest.mark.parametrize("error", [RuntimeError("x"), AssertionError("x"), TypeError("x"), KeyError("x"), OSError("x")])
+def test_a_pass_that_fails_costs_its_batch_alone(error: Exception) -> None:
     def fail_on_nine(batch: np.ndarray) -> Forwarded:
         if (batch == 9).any():
-            raise RuntimeError("out of memory")
+            raise error
         return forward(batch)
 
     batcher = Batcher(fail_on_nine, max_batch=4, max_wait=0)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        asyncio.run(batcher.encode(squares(9, 1)))
+    with pytest.raises(PassFailedError, match=f"^{type(error).__name__}$") as failed:
+        asyncio.run(asyncio.wait_for(batcher.encode(squares(9, 1)), 30))
+    assert failed.value.__cause__ is error
     assert asyncio.run(batcher.encode(squares(3, 1))).vectors.tolist() == [[3.0]]
     batcher.close()
+
+
+def test_a_batcher_that_is_closed_answers_nobody(batcher: Batcher) -> None:
+    batcher.close()
+    with pytest.raises(EncoderGoneError):
+        asyncio.run(batcher.encode(squares(1, 1)))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_all_who_wait_for_a_thread_that_ends_are_told() -> None:
+    """One is in its hands, one was held back, and one still waits."""
+    is_full = threading.Event()
+
+    def end(_: np.ndarray) -> Forwarded:
+        assert is_full.wait(60)
+        raise SystemExit
+
+    async def all_of(batcher: Batcher) -> list[object]:
+        jobs = [asyncio.create_task(batcher.encode(squares(0, 3))) for _ in range(4)]
+        await asyncio.sleep(0)  # until each has put its frames into the queue
+        is_full.set()
+        return list(await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), 30))
+
+    found = asyncio.run(all_of(Batcher(end, max_batch=4, max_wait=0.01)))
+    assert [type(one) for one in found] == [EncoderGoneError] * 4
 
 
 def test_who_no_longer_waits_is_left_out() -> None:

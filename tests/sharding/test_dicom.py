@@ -124,6 +124,7 @@ def test_memory_does_not_grow_with_frames_that_are_not_chosen(syntax: str, tmp_p
             file.seek(-6, 2)
             file.write(struct.pack("<I", num_frames * side * side))
             file.truncate(file.tell() + num_frames * side * side)
+            file.write(b"\xff")  # black throughout is no picture
     tracemalloc.start()
     recording = read(path, "n", FrameChoice(max_frames=3))
     peak = tracemalloc.get_traced_memory()[1]

@@ -185,20 +185,21 @@ def test_the_square_keeps_the_aspect_ratio() -> None:
     assert not square[:, :10].any()
 
 
-def test_a_key_is_a_secret_of_32_bytes_for_whoever_takes_one(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="key of 31 bytes, at least 32 are needed"):
-        Pseudonyms(KEY[:31])
-    (tmp_path / "key").write_bytes(KEY[:31])
-    (tmp_path / "key").chmod(0o600)
-    with pytest.raises(InputError, match="31 bytes, at least 32 are needed"):
-        load_key(tmp_path / "key")
-
-
 def test_pseudonyms_are_keyed_and_domains_are_apart() -> None:
     ours = Pseudonyms(KEY)
     assert ours.of("clip", "x") == Pseudonyms(KEY).of("clip", "x")
     assert len({ours.of("clip", "x"), ours.of("source", "x"), Pseudonyms(KEY[::-1]).of("clip", "x")}) == 3
     assert len(ours.of("clip", "x")) == 26
+
+
+@pytest.mark.parametrize("length", [0, 16, 31])
+def test_a_short_key_is_refused_by_whoever_takes_one(length: int, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"^key of pseudonyms: {length} bytes, at least 32 are needed"):
+        Pseudonyms(b"k" * length)
+    (tmp_path / "key").touch(mode=0o600)
+    (tmp_path / "key").write_bytes(b"k" * length)
+    with pytest.raises(InputError, match=f"key: {length} bytes, at least 32 are needed"):
+        load_key(tmp_path / "key")
 
 
 def test_a_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
