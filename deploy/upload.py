@@ -73,9 +73,13 @@ class MemoryFile:
         self._fd = os.memfd_create("upload")
         self.num_bytes = 0
 
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._fd
+
     @property
     def path(self) -> Path:
-        """For processes of the same user."""
+        """For this process, and others of the same user that are not confined."""
         return Path(f"/proc/{os.getpid()}/fd/{self._fd}")
 
     def write(self, data: bytes) -> None:

@@ -18,7 +18,7 @@ from sharding.isolate import Converter
 from sharding.job import Execute, num_missing, on_processes, run, run_slice
 from sharding.labels import load_labels
 from sharding.manifest import Manifest, load_manifest
-from sharding.plan import Plan, make_plan, source_store
+from sharding.plan import Plan, make_plan, readable_places, source_store
 from sharding.policy import Job
 from sharding.recording import InputError
 from sharding.report import contact_sheet, write_report
@@ -188,7 +188,10 @@ def foretell(job: Job, num_workers: int) -> None:
 def _try(job: Job, names: list[str]) -> Iterator[list[Converted]]:
     source, policy = source_store(job), job.policy
     labels = load_labels(source, job.labels)
-    with tempfile.TemporaryDirectory() as folder, Converter(job.limits, Path(folder)) as converter:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Converter(job.limits, Path(folder), readable_places(job)) as converter,
+    ):
         for name in names:
             label = labels.get(name)
             mask = source.fetch(label.mask, Path(folder) / "mask") if label and label.mask else None

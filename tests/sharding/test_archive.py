@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sharding.recording import FrameChoice, Reason, Rejected
 from sharding.sources import kind_of, read
-from sharding.sources.archive import members
+from sharding.sources.archive import MEMBER, unpack
 
 PNG = b"\x89PNG\r\n\x1a\n"
 CONTENT = {"a/one.png": PNG + b"1", "two.png": PNG + b"2" * 3000, "b/c/three.png": PNG + b"3"}
@@ -60,9 +60,10 @@ def found_in(data: bytes, folder: Path) -> dict[str, bytes | Reason]:
     work.mkdir(exist_ok=True)
     found: dict[str, bytes | Reason] = {}
     try:
-        for name, member in members(path, "x", work):
-            assert [member] == list(work.iterdir()) if isinstance(member, Path) else True
-            found[name] = member if isinstance(member, Reason) else member.read_bytes()
+        for step in unpack(path, "x", work, 0):
+            if step.is_done and step.name is not None:
+                assert step.refusal or [work / MEMBER] == list(work.iterdir())
+                found[step.name] = step.refusal or (work / MEMBER).read_bytes()
     finally:
         assert not list(work.iterdir())
         assert sorted(entry.name for entry in folder.iterdir()) == ["archive", "work"]
