@@ -58,6 +58,8 @@ def _plan(job: Job) -> Plan:
     with Console().status(f"list {job.source}"):
         plan = make_plan(job)
     _check_labels(job)
+    _check_masks(job)
+    _warn_of_key(job)
     print(f"{plan.num_sources} sources, {_size(plan.num_bytes)}, in {plan.num_units} units")
     return plan
 
@@ -69,6 +71,24 @@ def _check_labels(job: Job) -> None:
         raise InputError(
             f"labels {job.labels or job.source}: {len(absent)} listed files are missing, the first is {absent[0]}; "
             f"paths are relative to {source.place}"
+        )
+
+
+def _warn_of_key(job: Job) -> None:
+    key = job.key_file.resolve()
+    for place in readable_places(job):
+        if key.is_relative_to(place.resolve()):
+            print(f"warning: key file {key} lies in {place}, which decoders can read; give --key-file one elsewhere")
+
+
+def _check_masks(job: Job) -> None:
+    source = source_store(job)
+    masks = [label.mask for label in load_labels(source, job.labels).values() if label.mask is not None]
+    absent = [mask for mask in masks if not source.exists(mask)]
+    if absent:
+        raise InputError(
+            f"lists of {job.source}: {len(absent)} of {len(masks)} scan masks are missing, the first is {absent[0]}; "
+            f"put them below {source.place}, or take them out of the lists"
         )
 
 

@@ -61,7 +61,7 @@ class Fault(Exception):  # noqa: N818 - what happened to a child, not an error o
     """
 
     def __init__(self, reason: Reason, place: str = "") -> None:
-        super().__init__(str(reason))
+        super().__init__(f"{reason}: {place}" if place else str(reason))
         self.reason, self.place = reason, place
 
 
@@ -85,7 +85,8 @@ class Children:
     Args:
         limits: from one value to the next.
         access: to files.
-        answers: classes that the functions return, beside plain values and arrays.
+        answers: classes that the functions return, beside plain values and arrays. A child imports their modules
+            before it is confined: the functions must come from these, or from what isolate.py imports.
 
     """
 
@@ -212,7 +213,7 @@ class _Child:
         self._limits, self._answers = limits, answers
         self.connection, theirs = context.Pipe()
         _end_stalls(self.connection)
-        self._process = context.Process(target=_serve, args=(theirs, limits, access), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, limits, access, answers), daemon=True)
         with without_main():
             self._process.start()
         self.pid = self._process.pid
@@ -316,8 +317,8 @@ def _loads(data: bytes, classes: frozenset[type]) -> tuple[str, Any]:
     return str(kind), value
 
 
-def _serve(connection: Connection, limits: Limits, access: Access) -> None:
-    """Life of a child: answer calls until the pipe closes."""
+def _serve(connection: Connection, limits: Limits, access: Access, _answers: frozenset[type]) -> None:
+    """Life of a child: answer calls until the pipe closes. The modules of the answers are imported by now."""
     _close_others(connection.fileno())
     _limit(limits)
     _tell(connection, "value", confine(access.readable, access.writable))

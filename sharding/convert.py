@@ -153,16 +153,18 @@ def with_mask(recording: Recording, mask: Path | None) -> Recording:
     """The recording with the scan that an image marks by what is not zero; as it is where there is no such image.
 
     Raises:
-        Rejected: `size_mismatch`, or `no_cone` where nothing is marked.
+        Rejected: `mask_unreadable`, `mask_mismatch`, or `mask_empty`.
 
     """
     if mask is None:
         return recording
     scan = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
-    if scan is None or scan.shape != recording.frames.shape[1:]:
-        raise Rejected(Reason.SIZE_MISMATCH)
+    if scan is None:
+        raise Rejected(Reason.MASK_UNREADABLE)
+    if scan.shape != recording.frames.shape[1:]:
+        raise Rejected(Reason.MASK_MISMATCH)
     if not scan.any():
-        raise Rejected(Reason.NO_CONE)
+        raise Rejected(Reason.MASK_EMPTY)
     return replace(recording, mask=scan > 0)
 
 

@@ -40,6 +40,11 @@ class Converter:
         """Process id of the present child that decodes."""
         return self._decoders.pid
 
+    @property
+    def unpacker_pid(self) -> int | None:
+        """Process id of the present child that unpacks."""
+        return self._unpackers.pid
+
     def __enter__(self) -> "Converter":
         return self
 
