@@ -145,7 +145,7 @@ def check_decoders() -> Line:
     if missing:
         advice = "shard untrusted files in a container without network, as a user that owns nothing else"
         return Line(
-            "warn", f"decoders: on this kernel one that a file takes over could {' and '.join(missing)}; {advice}"
+            "warn", f"decoders: on this kernel one that a file has taken over could {' and '.join(missing)}; {advice}"
         )
     return Line(
         "ok",

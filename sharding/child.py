@@ -329,7 +329,10 @@ def _serve(connection: Connection, limits: Limits, access: Access, _answers: fro
                 _take_over(connection)
         except EOFError:
             return
-        _tell(connection, *_answer(connection, function, args, limits.seconds))
+        ending = _answer(connection, function, args, limits.seconds)
+        if has_descriptor:
+            os.close(int(DESCRIPTOR.name))
+        _tell(connection, *ending)
 
 
 def _answer(
