@@ -124,21 +124,22 @@ def test_an_archive_gives_an_outcome_per_member(recording: Path, tmp_path: Path)
     ]
 
 
-STILL = {(rows, columns): cine(1, rows, columns)[0] for rows, columns in ((480, 640), (96, 128))}
+STILL = {(rows, columns): cine(1, rows, columns)[0] for rows, columns in ((720, 960), (96, 128))}
 
 
 def still(number: int, rows: int, columns: int) -> bytes:
-    """A BMP of its own pixels."""
+    """A JPEG of its own pixels."""
     frame = STILL[rows, columns].copy()
-    frame[rows // 2, columns // 2 : columns // 2 + 32] = 60 + (number >> np.arange(32) & 1) * 60
-    return cv2.imencode(".bmp", frame)[1].tobytes()
+    bits = np.repeat(number >> np.arange(10) & 1, 6)
+    frame[rows // 2 : rows // 2 + 8, columns // 2 : columns // 2 + 60] = 60 + bits * 120
+    return cv2.imencode(".jpg", frame)[1].tobytes()
 
 
 def zip_of_stills(path: Path, num: int, rows: int, columns: int) -> Path:
     """Write num stills into a zip."""
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(num):
-            archive.writestr(f"{number:04}.bmp", still(number, rows, columns))
+            archive.writestr(f"{number:04}.jpg", still(number, rows, columns))
     return path
 
 
@@ -146,7 +147,7 @@ def tar_of_stills(path: Path, num: int, mode: Literal["w", "w:gz"] = "w") -> Pat
     """Write num small stills into a tar."""
     with tarfile.open(path, mode) as archive:
         for number in range(num):
-            info, data = tarfile.TarInfo(f"{number:04}.bmp"), still(number, 96, 128)
+            info, data = tarfile.TarInfo(f"{number:04}.jpg"), still(number, 96, 128)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return path
@@ -161,10 +162,10 @@ def contents(converter: Converter, path: Path) -> list[tuple[str, Reason | None,
 @pytest.mark.parametrize(("num", "num_times"), [(250, 1), pytest.param(1000, 3, marks=pytest.mark.slow)])
 def test_limits_are_of_a_member_and_never_of_the_archive(num: int, num_times: int, tmp_path: Path) -> None:
     """A child may use 2 s of a processor at most, which a tenth of 1,000 stills takes."""
-    path = zip_of_stills(tmp_path / "a.zip", num, 480, 640)
+    path = zip_of_stills(tmp_path / "a.zip", num, 720, 960)
     with Converter(Limits(seconds=0.5), tmp_path, [tmp_path]) as converter:
         found = [contents(converter, path) for _ in range(num_times)]
-    assert [(name, refusal) for name, refusal, _ in found[0]] == [(f"a.zip!{n:04}.bmp", None) for n in range(num)]
+    assert [(name, refusal) for name, refusal, _ in found[0]] == [(f"a.zip!{n:04}.jpg", None) for n in range(num)]
     assert len({content for _, _, content in found[0]}) == num
     assert all(again == found[0] for again in found)
 
@@ -192,14 +193,14 @@ def test_whatever_dies_between_members_none_is_lost_or_twice(kind: str, victim: 
         for one in converter.convert(Task(path, "a", FrameChoice(3), pixels="public")):
             found.append((one.name, one.refusal))
             end(getattr(converter, victim))
-    assert found == [(f"a!{number:04}.bmp", None) for number in range(6)]
+    assert found == [(f"a!{number:04}.jpg", None) for number in range(6)]
 
 
 def test_a_cut_tar_has_an_outcome_and_so_has_each_of_its_members(tmp_path: Path) -> None:
     path = tar_of_stills(tmp_path / "a.tar", 3)
-    whole = [("a.tar!0000.bmp", None)]
+    whole = [("a.tar!0000.jpg", None)]
     broken = [("a.tar", Reason.UNDECODABLE)]
-    inside = [("a.tar!0001.bmp", Reason.UNDECODABLE)]
+    inside = [("a.tar!0001.jpg", Reason.UNDECODABLE)]
     expected = {"in_header": whole + broken, "in_data": whole + inside + broken}
     found = cuts(path.read_bytes())
     with Converter(Limits(), tmp_path, [tmp_path]) as converter:
@@ -209,7 +210,7 @@ def test_a_cut_tar_has_an_outcome_and_so_has_each_of_its_members(tmp_path: Path)
 
 
 def test_a_scan_mask_that_is_no_picture_has_its_own_reason(tmp_path: Path) -> None:
-    (tmp_path / "a.bmp").write_bytes(still(0, 96, 128))
+    (tmp_path / "a.jpg").write_bytes(still(0, 96, 128))
     (tmp_path / "text.png").write_text("no picture")
     cv2.imwrite(str(tmp_path / "small.png"), np.ones((9, 9), np.uint8))
     cv2.imwrite(str(tmp_path / "empty.png"), np.zeros((96, 128), np.uint8))
@@ -222,7 +223,7 @@ def test_a_scan_mask_that_is_no_picture_has_its_own_reason(tmp_path: Path) -> No
         "good.png": None,
     }
     with Converter(Limits(), tmp_path, [tmp_path]) as converter:
-        task = Task(tmp_path / "a.bmp", "a.bmp", pixels="public")
+        task = Task(tmp_path / "a.jpg", "a.jpg", pixels="public")
         masked = [converter.convert_file(replace(task, mask=tmp_path / name)) for name in expected]
     assert [one.refusal for one in masked] == list(expected.values())
 
