@@ -1,8 +1,8 @@
 """One upload: received within limits into memory, or refused with a named reason.
 
-Nothing of it is written to a disk. Decoders that want a file get a path, /proc/PID/fd/N, of a memory file
-(memfd_create): pages of this process without a name in any file system, gone when it closes. Like all memory they may
-be swapped out where a host has swap; turn that off or encrypt it. File names of uploads are never looked at.
+Nothing of it is written to a disk. Decoders that want a file are handed the descriptor of a memory file (memfd_create):
+pages of this process without a name in any file system, gone when it closes. Like all memory they may be swapped out
+where a host has swap; turn that off or encrypt it. File names of uploads are never looked at.
 """
 
 import asyncio

@@ -84,7 +84,9 @@ def _warn_of_key(job: Job) -> None:
 def _check_masks(job: Job) -> None:
     source = source_store(job)
     masks = [label.mask for label in load_labels(source, job.labels).values() if label.mask is not None]
-    absent = [mask for mask in masks if not source.exists(mask)]
+    folders = {str(Path(mask).parent) for mask in masks}
+    present = {f"{folder}/{name}" for folder in folders for name in source.names(folder, "")}
+    absent = [mask for mask in masks if mask not in present]
     if absent:
         raise InputError(
             f"lists of {job.source}: {len(absent)} of {len(masks)} scan masks are missing, the first is {absent[0]}; "
