@@ -12,6 +12,7 @@ import numpy as np
 
 from deploy.embed import squares_of
 from deploy.upload import MemoryFile, Refused, UploadLimits
+from sharding.child import DESCRIPTOR
 from sharding.convert import Converted, EncodedClip, Task
 from sharding.isolate import Converter
 from sharding.recording import InputError, Reason, Rejected
@@ -60,7 +61,7 @@ class Decoders:
         self._limits, self._size = limits, size
         self._converters: SimpleQueue[Converter] = SimpleQueue()
         for _ in range(num_decoders):
-            self._converters.put(Converter(limits.decode, _NOWHERE))
+            self._converters.put(Converter(limits.decode, _NOWHERE, []))
         self._pool = ThreadPoolExecutor(num_decoders, "decoder")
         for _ in range(num_decoders):
             self._try()
@@ -69,7 +70,7 @@ class Decoders:
         """Decode a small picture: the first child takes a second to start, and a limit may be too low for any."""
         with MemoryFile() as file:
             file.write(encode_region(np.ones((8, 8), dtype=bool)))
-            converted = self._convert(file.path)
+            converted = self._convert(file)
         if converted.refusal in _FAULTS:
             raise InputError(
                 f"serve: decoders fail ({converted.refusal}) within {self._limits.decode}; allow them more"
@@ -87,7 +88,7 @@ class Decoders:
 
         """
         _refuse_other_kinds(file.path)
-        converted = self._convert(file.path)
+        converted = self._convert(file)
         if converted.fault:  # a place in our own code
             _log.warning("decoder failed: %s", converted.fault)
         if converted.refusal is not None:
@@ -101,14 +102,13 @@ class Decoders:
             with self._converters.get():
                 pass
 
-    def _convert(self, path: Path) -> Converted:
-        task = Task(path, "upload", self._limits.choice, self._limits.pixels, self._limits.profiles)
+    def _convert(self, file: MemoryFile) -> Converted:
+        task = Task(DESCRIPTOR, "upload", self._limits.choice, self._limits.pixels, self._limits.profiles)
         converter = self._converters.get()
         try:
-            (converted,) = converter.convert(task)
+            return converter.convert_file(task, file.fileno())
         finally:
             self._converters.put(converter)
-        return converted
 
 
 def _refuse_other_kinds(path: Path) -> None:

@@ -1,8 +1,8 @@
 """One upload: received within limits into memory, or refused with a named reason.
 
-Nothing of it is written to a disk. Decoders that want a file get a path, /proc/PID/fd/N, of a memory file
-(memfd_create): pages of this process without a name in any file system, gone when it closes. Like all memory they may
-be swapped out where a host has swap; turn that off or encrypt it. File names of uploads are never looked at.
+Nothing of it is written to a disk. Decoders that want a file are handed the descriptor of a memory file (memfd_create):
+pages of this process without a name in any file system, gone when it closes. Like all memory they may be swapped out
+where a host has swap; turn that off or encrypt it. File names of uploads are never looked at.
 """
 
 import asyncio
@@ -75,9 +75,13 @@ class MemoryFile:
         self._fd = os.memfd_create("upload")
         self.num_bytes = 0
 
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._fd
+
     @property
     def path(self) -> Path:
-        """For processes of the same user."""
+        """For this process, and others of the same user that are not confined."""
         return Path(f"/proc/{os.getpid()}/fd/{self._fd}")
 
     def write(self, data: bytes) -> None:

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from eval.labelled_files import LabelledFrame, list_entries, read_frames
+from eval.frame_reader import FrameReader
+from eval.labelled_files import LabelledFrame, list_entries
 from eval.labelled_shards import shard_frames
 from eval.ultrabench import BENCH_SETS, BenchSet, bench_set, find_folder
+from sharding.child import Fault
 from sharding.manifest import MANIFEST
 from sharding.recording import FrameChoice, InputError, Rejected
 
 _KEY_LETTERS = 32
+_SHOWN = 5  # recordings that are named when they are left out
 
 
 @dataclass(frozen=True)
@@ -106,15 +109,19 @@ def _read_files(folder: Path, choice: FrameChoice, size: int) -> tuple[list[Labe
     """Frames, and the number of recordings without any."""
     entries = list_entries(folder)
     frames: list[LabelledFrame] = []
-    num_refused = 0
-    for entry in track(entries, description=f"read {folder.name}"):
-        try:
-            frames += read_frames(entry, choice, size)
-        except Rejected:
-            num_refused += 1
+    refused: list[str] = []
+    with FrameReader(entries) as reader:
+        for entry in track(entries, description=f"read {folder.name}"):
+            try:
+                frames += reader.read(entry, choice, size)
+            except (Rejected, Fault) as why:
+                refused.append(f"{entry.name} ({why})")
+    shown = ", ".join(refused[:_SHOWN]) + (", ..." if len(refused) > _SHOWN else "")
     if not frames:
-        raise InputError(f"labelled set {folder}: none of its {len(entries)} recordings can be read")
-    return frames, num_refused
+        raise InputError(f"labelled set {folder}: none of its {len(entries)} recordings can be read: {shown}")
+    if refused:
+        print(f"labelled set {folder}: {len(refused)} of {len(entries)} recordings are left out: {shown}")
+    return frames, len(refused)
 
 
 def _class_names(frames: list[LabelledFrame], known: BenchSet | None, folder: Path) -> dict[str, str]:

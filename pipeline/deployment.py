@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from sharding.child import Access, Children, Fault
 from sharding.deidentify import load_key
+from sharding.policy import Limits
 from sharding.recording import InputError
 from train.config_file import load_config
 from train.objective import shape_of
@@ -78,6 +80,7 @@ def surroundings(asked: Surroundings) -> Iterator[Line]:
     yield from check_launcher()
     yield check_port()
     yield check_key(asked.key_file)
+    yield check_decoders()
     yield from check_storage(asked.folder, asked.bytes_per_s)
     uri = None
     if asked.config is not None:
@@ -127,6 +130,28 @@ def check_key(path: Path) -> Line:
     except OSError as error:
         return Line("fail", f"key file {path}: {error.strerror}; give --key-file one that you can read")
     return Line("ok", f"key file {path}: mode {path.stat().st_mode & 0o777:04o}")
+
+
+def check_decoders() -> Line:
+    """What this kernel takes from the processes that open recordings, as one of them says itself."""
+    children = Children(Limits(), Access(), ())
+    try:
+        confinement = children.confinement()
+    except Fault as fault:
+        return Line("fail", f"decoders: no child process starts ({fault}); see how much memory this user may have")
+    finally:
+        children.replace()
+    missing = confinement.missing()
+    if missing:
+        advice = "shard untrusted files in a container without network, as a user that owns nothing else"
+        return Line(
+            "warn", f"decoders: on this kernel one that a file has taken over could {' and '.join(missing)}; {advice}"
+        )
+    return Line(
+        "ok",
+        "decoders: no environment, no network, no programs (seccomp), no files but the sources and libraries "
+        f"(Landlock {confinement.landlock})",
+    )
 
 
 def check_storage(folder: Path, bytes_per_s: float) -> Iterator[Line]:

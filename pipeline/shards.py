@@ -18,7 +18,7 @@ from sharding.isolate import Converter
 from sharding.job import Execute, num_missing, on_processes, run, run_slice
 from sharding.labels import load_labels
 from sharding.manifest import Manifest, load_manifest
-from sharding.plan import Plan, make_plan, source_store
+from sharding.plan import Plan, make_plan, readable_places, source_store
 from sharding.policy import Job
 from sharding.recording import InputError
 from sharding.report import contact_sheet, write_report
@@ -58,6 +58,8 @@ def _plan(job: Job) -> Plan:
     with Console().status(f"list {job.source}"):
         plan = make_plan(job)
     _check_labels(job)
+    _check_masks(job)
+    _warn_of_key(job)
     print(f"{plan.num_sources} sources, {_size(plan.num_bytes)}, in {plan.num_units} units")
     return plan
 
@@ -69,6 +71,26 @@ def _check_labels(job: Job) -> None:
         raise InputError(
             f"labels {job.labels or job.source}: {len(absent)} listed files are missing, the first is {absent[0]}; "
             f"paths are relative to {source.place}"
+        )
+
+
+def _warn_of_key(job: Job) -> None:
+    key = job.key_file.resolve()
+    for place in readable_places(job):
+        if key.is_relative_to(place.resolve()):
+            print(f"warning: key file {key} lies in {place}, which decoders can read; give --key-file one elsewhere")
+
+
+def _check_masks(job: Job) -> None:
+    source = source_store(job)
+    masks = [label.mask for label in load_labels(source, job.labels).values() if label.mask is not None]
+    folders = {str(Path(mask).parent) for mask in masks}
+    present = {f"{folder}/{name}" for folder in folders for name in source.names(folder, "")}
+    absent = [mask for mask in masks if mask not in present]
+    if absent:
+        raise InputError(
+            f"lists of {job.source}: {len(absent)} of {len(masks)} scan masks are missing, the first is {absent[0]}; "
+            f"put them below {source.place}, or take them out of the lists"
         )
 
 
@@ -188,7 +210,10 @@ def foretell(job: Job, num_workers: int) -> None:
 def _try(job: Job, names: list[str]) -> Iterator[list[Converted]]:
     source, policy = source_store(job), job.policy
     labels = load_labels(source, job.labels)
-    with tempfile.TemporaryDirectory() as folder, Converter(job.limits, Path(folder)) as converter:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Converter(job.limits, Path(folder), readable_places(job)) as converter,
+    ):
         for name in names:
             label = labels.get(name)
             mask = source.fetch(label.mask, Path(folder) / "mask") if label and label.mask else None

@@ -1,8 +1,8 @@
-"""One source to encoded clips: everything that touches hostile bytes. Runs inside a killable child; see isolate.py."""
+"""One source to encoded clips: everything that touches hostile bytes. Runs inside a killable child; see
+isolate.py."""
 
 import errno
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,6 @@ from sharding.profiles import Profile
 from sharding.recording import FrameChoice, Reason, Recording, Rejected
 from sharding.sample import Certificate, Codec, encode_frame, encode_region
 from sharding.sources import kind_of, read
-from sharding.sources.archive import members
 
 _THUMBNAIL = 16  # pixels; nothing smaller than an eighth of the frame can be read
 _FORBIDDEN = {errno.EACCES, errno.EPERM}  # of this file alone; any other error of the file system ends the job
@@ -33,7 +32,6 @@ class Task:
         profiles: signed by the site.
         codec: of the frames.
         mask: image that is non-zero inside the scan, None when the source has none.
-        start: members of an archive that are done already.
 
     """
 
@@ -44,7 +42,6 @@ class Task:
     profiles: tuple[Profile, ...] = ()
     codec: Codec = "jpeg"
     mask: Path | None = None
-    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,64 +90,39 @@ class Converted:
     fault: str = ""
 
 
-def convert(task: Task, folder: Path) -> Iterator[Converted]:
-    """Convert a file, or one member of an archive after the other.
-
-    Args:
-        task: what to do.
-        folder: for members on their way.
+def convert(task: Task) -> Converted:
+    """Convert a file that is no archive.
 
     Raises:
-        OSError: the source has gone or the disk is full; not a verdict on the file.
+        OSError: the source has gone; not a verdict on the file.
 
     """
     try:
-        is_archive = _kind(task.path) == "archive"
-    except Rejected as refusal:
-        yield Converted(task.name, refusal.reason)
-        return
-    if is_archive:
-        yield from _convert_members(task, folder)
-    else:
-        yield _convert_file(task)
+        return _convert_frames(task)
+    except MemoryError:
+        return Converted(task.name, Reason.OUT_OF_MEMORY)
+    except OSError as error:
+        if error.errno in _FORBIDDEN:
+            return Converted(task.name, Reason.UNREADABLE)
+        if error.errno != errno.ENOMEM:
+            raise
+        return Converted(task.name, Reason.OUT_OF_MEMORY)  # mmap says it so
 
 
-def _kind(path: Path) -> str:
+def kind_of_source(path: Path) -> str:
+    """Tell `dicom`, `video`, `image` or `archive`.
+
+    Raises:
+        Rejected: `not_readable_kind`, or `unreadable` for this file alone.
+        OSError: the source has gone; not a verdict on the file.
+
+    """
     try:
         return kind_of(path)
     except OSError as error:
         if error.errno in _FORBIDDEN:
             raise Rejected(Reason.UNREADABLE) from None
         raise
-
-
-def _convert_members(task: Task, folder: Path) -> Iterator[Converted]:
-    number = 0
-    try:
-        for name, found in members(task.path, task.name, folder):
-            number += 1
-            if number <= task.start:
-                continue
-            if isinstance(found, Reason):
-                yield Converted(name, found)
-            else:
-                yield _convert_file(replace(task, path=found, name=name))
-    except Rejected as refusal:  # the archive itself breaks off
-        yield Converted(task.name, refusal.reason)
-        return
-    if number == 0:
-        yield Converted(task.name, Reason.EMPTY)
-
-
-def _convert_file(task: Task) -> Converted:
-    try:
-        return _convert_frames(task)
-    except MemoryError:
-        return Converted(task.name, Reason.OUT_OF_MEMORY)
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
-            raise
-        return Converted(task.name, Reason.OUT_OF_MEMORY)  # mmap says it so
 
 
 def _convert_frames(task: Task) -> Converted:
@@ -181,16 +153,18 @@ def with_mask(recording: Recording, mask: Path | None) -> Recording:
     """The recording with the scan that an image marks by what is not zero; as it is where there is no such image.
 
     Raises:
-        Rejected: `size_mismatch`, or `no_cone` where nothing is marked.
+        Rejected: `mask_unreadable`, `mask_mismatch`, or `mask_empty`.
 
     """
     if mask is None:
         return recording
     scan = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
-    if scan is None or scan.shape != recording.frames.shape[1:]:
-        raise Rejected(Reason.SIZE_MISMATCH)
+    if scan is None:
+        raise Rejected(Reason.MASK_UNREADABLE)
+    if scan.shape != recording.frames.shape[1:]:
+        raise Rejected(Reason.MASK_MISMATCH)
     if not scan.any():
-        raise Rejected(Reason.NO_CONE)
+        raise Rejected(Reason.MASK_EMPTY)
     return replace(recording, mask=scan > 0)
 
 

@@ -1,215 +1,163 @@
-"""Killable children, forked from a warm server: a bomb, a hang or a crash of a decoder costs one file.
+"""Files and archives to outcomes, in killable children: each file, and each member of an archive, has exactly one.
 
-A child converts up to 32 files, then another takes its place. When it dies or hangs, the file in its hands is tried
-once more in a fresh child, so that an earlier file cannot spoil a later one, and then has its outcome.
+Limits are of one file. An archive is unpacked in a child of its own, a member at a time, and each member is converted
+as a file would be: what a member does to its decoder is nothing to the unpacking, nor to its neighbours. A file whose
+decoder dies or hangs is tried once more in a fresh child, so that an earlier file cannot spoil a later one.
 """
 
-import ctypes
-import multiprocessing
-import os
-import resource
-import sys
-import threading
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
 
-import cv2
-
-from sharding.convert import Converted, Task, convert
+from sharding.child import Access, Children, Fault
+from sharding.confine import Confinement
+from sharding.convert import Converted, EncodedClip, Task, convert, kind_of_source
 from sharding.policy import Limits
 from sharding.recording import Reason, Rejected
-from sharding.sources import kind_of
+from sharding.sources.archive import MEMBER, Step, unpack
 
-_FILES_PER_CHILD = 32
-_NUM_TRIES = 2
-_MAX_FAULTS = 3  # members of an archive that fail in a row before the rest of it is given up
-_MAX_OPEN_FILES = 256
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_DONE = None
-_starting = threading.Lock()  # of threads that start children: one main module is hidden at a time
-
-Message = Converted | OSError | None
+_NUM_TRIES = 2  # of a member whose unpacking fails
 
 
 class Converter:
-    """A child at a time.
+    """A child for files, and one that unpacks archives.
 
     Args:
-        limits: of one file.
-        folder: where children may put members of archives on their way.
+        limits: of one file or member.
+        folder: for files on their way: what the caller puts there, and one member of an archive at a time.
+        readable: where the sources are, files or folders; children can read nothing else of the user.
 
     """
 
-    def __init__(self, limits: Limits, folder: Path) -> None:
-        self._limits, self._folder = limits, folder
-        self._context = fork_server()
-        self._child: _Child | None = None
+    def __init__(self, limits: Limits, folder: Path, readable: Iterable[Path]) -> None:
+        self._unpacked = folder / "unpacked"
+        seen = (*readable, folder)
+        self._decoders = Children(limits, Access(seen), (Converted, EncodedClip))
+        self._unpackers = Children(limits, Access(seen, (self._unpacked,)), (Step,))
 
     @property
     def pid(self) -> int | None:
-        """Process id of the present child."""
-        return None if self._child is None else self._child.pid
+        """Process id of the present child that decodes."""
+        return self._decoders.pid
+
+    @property
+    def unpacker_pid(self) -> int | None:
+        """Process id of the present child that unpacks."""
+        return self._unpackers.pid
 
     def __enter__(self) -> "Converter":
         return self
 
     def __exit__(self, *unused: object) -> None:
-        self._replace_child()
+        self._decoders.replace()
+        self._unpackers.replace()
+
+    def confinement(self) -> Confinement:
+        """What the kernel takes from a child.
+
+        Raises:
+            Fault: no child starts.
+
+        """
+        return self._decoders.confinement()
 
     def convert(self, task: Task) -> Iterator[Converted]:
-        """Convert a file, or the members of an archive, each exactly once, whatever happens to the child.
+        """Convert a file, or the members of an archive, each exactly once, whatever happens to the children.
 
         Raises:
             OSError: the source has gone or the disk is full.
 
         """
-        num_done = num_faults = 0
-        while num_faults < _MAX_FAULTS:
-            fault = None
-            for _ in range(_NUM_TRIES):
-                fault = None
-                for message in self._ask(replace(task, start=num_done)):
-                    if isinstance(message, Reason):
-                        fault = message
-                    else:
-                        num_done, num_faults = num_done + 1, 0
-                        yield message
-                if fault is None:
-                    return
-            assert fault is not None
-            yield Converted(task.name if num_done == 0 else f"{task.name}!{num_done}", fault)
-            num_done, num_faults = num_done + 1, num_faults + 1
-            if not _is_archive(task.path):
-                return
-
-    def _ask(self, task: Task) -> Iterator[Converted | Reason]:
-        """What a child says about a task; a Reason when it failed."""
-        child = self._ready()
-        child.connection.send(task)
-        while True:
-            if not child.connection.poll(self._limits.seconds):
-                self._replace_child()
-                yield Reason.TIMEOUT
-                return
-            try:
-                message: Message = child.connection.recv()
-            except (EOFError, ConnectionResetError):
-                self._replace_child()
-                yield Reason.CRASHED
-                return
-            if message is _DONE:
-                return
-            if isinstance(message, OSError):
-                raise message
-            yield message
-
-    def _ready(self) -> "_Child":
-        if self._child is not None and self._child.num_files == _FILES_PER_CHILD:
-            self._replace_child()
-        if self._child is None:
-            self._child = _Child(self._context, self._limits, self._folder)
-        self._child.num_files += 1
-        return self._child
-
-    def _replace_child(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-        self._child = None
-
-
-def _is_archive(path: Path) -> bool:
-    try:
-        return kind_of(path) == "archive"
-    except Rejected:
-        return False
-
-
-def fork_server() -> multiprocessing.context.ForkServerContext:
-    """The warm server: it has imported everything; workers and their children are forked from the same one."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-class _Child:
-    """A process and the pipe to it."""
-
-    def __init__(self, context: multiprocessing.context.ForkServerContext, limits: Limits, folder: Path) -> None:
-        self.num_files = 0
-        self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, limits, folder), daemon=True)
-        with without_main():
-            self._process.start()
-        self.pid = self._process.pid
-        theirs.close()
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.join()
-        self.connection.close()
-
-
-@contextmanager
-def without_main() -> Iterator[None]:
-    """Hide the main module while a process is started: it would be imported anew there, torch and all."""
-    with _starting:
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = ModuleType("__main__")
         try:
-            yield
-        finally:
-            sys.modules["__main__"] = main
-
-
-def _serve(connection: Connection, limits: Limits, folder: Path) -> None:
-    """Life of a child: convert until the pipe closes."""
-    _confine(limits)
-    while True:
-        try:
-            task: Task = connection.recv()
-        except EOFError:
+            kind = kind_of_source(task.path)
+        except Rejected as refusal:
+            yield Converted(task.name, refusal.reason)
             return
-        _allow_seconds(limits.seconds)
+        if kind == "archive":
+            yield from self._convert_members(task)
+        else:
+            yield self.convert_file(task)
+
+    def convert_file(self, task: Task, descriptor: int | None = None) -> Converted:
+        """Convert what is no archive.
+
+        Args:
+            task: what to do.
+            descriptor: of a file that the child finds at child.DESCRIPTOR, as the path of the task says then.
+
+        Raises:
+            OSError: the source has gone.
+
+        """
         try:
-            for converted in convert(task, folder):
-                connection.send(converted)
-        except OSError as error:
-            connection.send(OSError(error.errno, os.strerror(error.errno or 0)))  # without its path: paths hold names
-            continue
-        except Exception as error:  # a fault of ours; the text would echo values, the place does not
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            fault = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
-            connection.send(Converted(task.name, Reason.CRASHED, fault=fault))
-        connection.send(_DONE)
+            converted = self._decoders.attempt(convert, task, descriptor=descriptor)
+        except Fault as fault:
+            return Converted(task.name, fault.reason, fault=fault.place)
+        except Rejected as refusal:
+            return Converted(task.name, refusal.reason)
+        if not isinstance(converted, Converted):
+            return Converted(task.name, Reason.CRASHED)
+        return replace(converted, name=task.name)  # the decoder is not believed in this
+
+    def _convert_members(self, task: Task) -> Iterator[Converted]:
+        self._unpacked.mkdir(exist_ok=True)
+        unpacking = _Unpacking(task.name)
+        while not unpacking.is_over:
+            try:
+                for step in self._unpackers.run(unpack, task.path, task.name, self._unpacked, unpacking.number):
+                    if unpacking.follow(step):
+                        yield self._convert_member(task, step)
+            except Fault as fault:
+                yield from unpacking.fail(fault)
+            except Rejected as refusal:
+                yield from unpacking.end(refusal.reason)
+            else:
+                yield from unpacking.end(None if unpacking.has_members else Reason.EMPTY)
+
+    def _convert_member(self, task: Task, step: Step) -> Converted:
+        assert step.name is not None
+        if step.refusal is not None:
+            return Converted(step.name, step.refusal)
+        return self.convert_file(replace(task, path=self._unpacked / MEMBER, name=step.name))
 
 
-def _confine(limits: Limits) -> None:
-    cv2.setNumThreads(1)  # the job is parallel over units
-    _keep_memory()
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 1)  # decoders print what they find in a file
-    os.dup2(silent, 2)
-    resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_OPEN_FILES, _MAX_OPEN_FILES))
+class _Unpacking:
+    """Where the unpacking of an archive is.
 
+    Attributes:
+        number: of the next member without an outcome.
+        has_members: one has, or will have, an outcome.
+        is_over: nothing more will come.
 
-def _keep_memory() -> None:
-    """Let the allocator keep what a clip frees for the next one: fresh pages cost a quarter of the whole time."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # glibc has it, musl has not
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+    """
 
+    def __init__(self, archive: str) -> None:
+        self.number, self.has_members, self.is_over = 0, False, False
+        self._archive = archive
+        self._begun: str | None = None  # name of the member that is being unpacked
+        self._num_faults = 0  # since the last outcome
 
-def _allow_seconds(seconds: float) -> None:
-    """Processor time until the next file: ends an endless loop even when the parent is gone."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    allowed = int(used.ru_utime + used.ru_stime + 2 * seconds) + 1
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (allowed, hard))
+    def follow(self, step: Step) -> bool:
+        """Take note of a step; whether a member has its outcome now, or lies there to be converted."""
+        self.has_members |= step.name is not None
+        if not step.is_done:
+            self._begun = step.name
+        elif step.number >= self.number:
+            self.number, self._begun, self._num_faults = step.number + 1, None, 0
+        return step.is_done and step.name is not None
+
+    def fail(self, fault: Fault) -> Iterator[Converted]:
+        """Outcome of a child that failed, where it was tried before: of the member in its hands, or of the archive."""
+        self._num_faults += 1
+        if self._num_faults < _NUM_TRIES and not fault.place:
+            return
+        yield Converted(self._begun or self._archive, fault.reason, fault=fault.place)
+        self.is_over = self._begun is None  # what follows cannot be reached
+        self.number, self._begun, self._num_faults = self.number + 1, None, 0
+
+    def end(self, refusal: Reason | None) -> Iterator[Converted]:
+        """Outcomes of an archive that ends or breaks off, perhaps within a member."""
+        self.is_over = True
+        if refusal is not None:
+            names = [self._archive] if self._begun is None else [self._begun, self._archive]
+            yield from (Converted(name, refusal) for name in names)

@@ -15,8 +15,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from sharding.child import fork_server, without_main
 from sharding.deidentify import Pseudonyms, load_key
-from sharding.isolate import fork_server, without_main
 from sharding.manifest import MANIFEST
 from sharding.merge import merge
 from sharding.plan import Plan
@@ -102,7 +102,7 @@ def on_processes(num_workers: int) -> Execute:
 
 
 def _on_pool(job: Job, plan: Plan, units: list[int], num_workers: int) -> Iterator[Progress]:
-    with ProcessPoolExecutor(num_workers, fork_server(), _end_with_parent) as pool:
+    with ProcessPoolExecutor(num_workers, fork_server(), _begin, (dict(os.environ),)) as pool:
         with without_main():
             futures = [pool.submit(run_unit, job, plan, unit) for unit in units]
         try:
@@ -111,6 +111,12 @@ def _on_pool(job: Job, plan: Plan, units: list[int], num_workers: int) -> Iterat
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _begin(environment: dict[str, str]) -> None:
+    """Give this worker the environment, which the fork server lacks; it holds the credentials of remote folders."""
+    os.environ.update(environment)
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:

@@ -99,6 +99,15 @@ def source_store(job: Job) -> Store:
     return Store(Path(job.source).parent if is_file else job.source)
 
 
+def readable_places(job: Job) -> list[Path]:
+    """Local files and folders that decoders must read: a remote source is fetched first."""
+    source = source_store(job)
+    if not source.is_local:
+        return []
+    is_alone = Path(job.source).is_file() and job.labels is None
+    return [Path(job.source) if is_alone else source.path()]
+
+
 def _entries(source: Store, job: Job) -> Iterable[tuple[str, int]]:
     if source.is_local and source.path().is_file():
         return [(source.path().name, source.path().stat().st_size)]

@@ -22,7 +22,7 @@ from sharding.duplicates import find_copies
 from sharding.isolate import Converter
 from sharding.labels import Label, load_labels
 from sharding.manifest import ShardInfo, Split
-from sharding.plan import Plan, source_store
+from sharding.plan import Plan, readable_places, source_store
 from sharding.policy import Job
 from sharding.recording import Reason
 from sharding.sample import Meta, SourceKind, extensions_of, name_members
@@ -80,7 +80,7 @@ def run_unit(job: Job, plan: Plan, number: int) -> Progress:
         tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES, dir=folder) as spool,
     ):
         unit = _Unit(job, Path(folder), cast("IO[bytes]", spool))
-        with Converter(job.limits, Path(folder)) as converter:
+        with Converter(job.limits, Path(folder), readable_places(job)) as converter:
             for name in plan.unit(number):
                 unit.add(name, converter)
         shards = unit.write(out, number)

@@ -19,7 +19,7 @@ from pydicom.errors import InvalidDicomError
 from sharding.sources.synthetic import SyntheticSpec, generate
 from sharding.sources.synthetic_files import write_dicom, write_mp4
 
-_HUGE = 65_500  # pixels
+_HUGE, _WIDE = 65_500, 4096  # pixels
 
 
 def write_seeds(folder: Path) -> list[Path]:
@@ -121,6 +121,12 @@ def bombs() -> Iterator[tuple[str, bytes]]:
         "endless.gif",
         b"GIF89a" + struct.pack("<HH", 8, 8) + b"\x80\0\0\0\0\0\xff\xff\xff" + b"\x21\xff" + b"\x01\0" * 4_000_000,
     )
+
+
+def slow_dicom() -> bytes:
+    """A small whole cine whose frames take seconds to decode."""
+    frame = cv2.imencode(".jpg", np.full((_WIDE, _WIDE), 90, np.uint8))[1].tobytes()
+    return _dicom(uid.JPEGBaseline8Bit, encapsulate([frame] * 16), rows=_WIDE, columns=_WIDE, num_frames=16)
 
 
 def _dicom(syntax: str, pixels: bytes, rows: int = 240, columns: int = 320, num_frames: int = 1) -> bytes:

@@ -7,10 +7,13 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO, NamedTuple, Self
 
 from sharding.recording import MAX_RATIO, Reason, Rejected
 from sharding.sources import kind_of
@@ -22,32 +25,102 @@ _CHUNK = 1 << 20
 _ENCRYPTED = 0x1 | 0x40 | 0x2000  # flag bits
 _LOCAL_HEADER = 30  # bytes
 
-_Found = Path | Reason
+_END: Any = tarfile.EOFHeaderError  # type: ignore[attr-defined]
+_HEADER_ERROR: Any = tarfile.HeaderError
+MEMBER = "member"  # name of the file in which a member lies
 
 
-def members(path: Path, name: str, folder: Path) -> Iterator[tuple[str, _Found]]:
+@dataclass(frozen=True)
+class Member:
+    """A member that is not unpacked yet.
+
+    Attributes:
+        name: `<archive>!<member>`, as stored; bytes that are no text are surrogates.
+        unpack: writes it to a path and returns None, or why it is refused; must be called before the next member is
+            asked for, if at all. Raises Rejected, of the archive itself, and OSError, as members() does.
+
+    """
+
+    name: str
+    unpack: Callable[[Path], Reason | None]
+
+
+class Step(NamedTuple):
+    """What unpack() tells: it begins with a member, or is done with it.
+
+    Attributes:
+        number: of the member in the archive.
+        name: `<archive>!<member>`; None for what is left out: folders, hidden files, members before the start.
+        is_done: the member lies in the folder, or is refused.
+        refusal: why.
+
+    """
+
+    number: int
+    name: str | None
+    is_done: bool
+    refusal: Reason | None = None
+
+
+def unpack(path: Path, name: str, folder: Path, start: int) -> Iterator[Step]:
     """Unpack one member of an archive after the other.
-
-    Directories and hidden members are skipped. Names of members are never used as paths.
 
     Args:
         path: zip or tar.
         name: of the archive below the source.
-        folder: for one member at a time, deleted before the next is yielded.
+        folder: for one member at a time, as `MEMBER`, deleted when the next step is asked for.
+        start: number of the first member that is unpacked; those before are passed over.
 
     Yields:
-        `<name>!<member>`, as stored and in that order, with its file or the reason for which it is refused.
+        two steps for each member, one for what is left out.
 
     Raises:
-        Rejected: `undecodable`, `inflate_ratio`, `too_large`, `empty`: of the archive itself, also after members.
+        Rejected: see members().
         OSError: the disk is full.
 
     """
-    target = folder / "member"
+    target = folder / MEMBER
     try:
-        for member, found in _zip_members(path, target) if _is_zip(path) else _tar_members(path, target):
-            yield f"{name}!{member}", _verdict(found)
+        for number, member in enumerate(members(path, name)):
+            if member is None or number < start:
+                yield Step(number, None, is_done=True)
+                continue
+            yield Step(number, member.name, is_done=False)
+            yield Step(number, member.name, is_done=True, refusal=member.unpack(target))
             target.unlink(missing_ok=True)
+    finally:
+        target.unlink(missing_ok=True)
+
+
+def members(path: Path, name: str) -> Iterator[Member | None]:
+    """Go through an archive: its members as stored and in that order, None for folders and hidden files.
+
+    Names of members are never used as paths.
+
+    Args:
+        path: zip or tar.
+        name: of the archive below the source.
+
+    Raises:
+        Rejected: `undecodable`, `inflate_ratio`, `too_large`, `out_of_memory`: of the archive itself, also after
+            members.
+        OSError: the source has gone.
+
+    """
+    with _refusing():
+        for member in _zip_members(path) if _is_zip(path) else _tar_members(path):
+            yield None if member is None else Member(f"{name}!{member.name}", partial(_unpack_member, member))
+
+
+def _unpack_member(member: Member, target: Path) -> Reason | None:
+    with _refusing():
+        return member.unpack(target) or _verdict(target)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
     except Rejected:
         raise
     except MemoryError:
@@ -56,8 +129,6 @@ def members(path: Path, name: str, folder: Path) -> Iterator[tuple[str, _Found]]
         if isinstance(error, OSError) and error.errno:  # they raise OSError too, but only the system numbers it
             raise
         raise Rejected(Reason.UNDECODABLE) from None
-    finally:
-        target.unlink(missing_ok=True)
 
 
 def _is_zip(path: Path) -> bool:
@@ -65,11 +136,9 @@ def _is_zip(path: Path) -> bool:
         return file.read(2) == b"PK"
 
 
-def _verdict(found: _Found) -> _Found:
-    if isinstance(found, Reason):
-        return found
+def _verdict(path: Path) -> Reason | None:
     try:
-        return Reason.NESTED_ARCHIVE if kind_of(found) == "archive" else found
+        return Reason.NESTED_ARCHIVE if kind_of(path) == "archive" else None
     except Rejected as refusal:
         return refusal.reason
 
@@ -83,16 +152,18 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part != "." for part in name.split("/")) or name.startswith("__MACOSX/")
 
 
-def _zip_members(path: Path, target: Path) -> Iterator[tuple[str, _Found]]:
+def _member(name: str, is_folder: bool, unpack: Callable[[Path], Reason | None]) -> Member | None:
+    if _is_unsafe(name):
+        return Member(name, lambda _: Reason.UNSAFE_NAME)
+    return None if is_folder or _is_hidden(name) else Member(name, unpack)
+
+
+def _zip_members(path: Path) -> Iterator[Member | None]:
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
         _refuse_bombs(infos)
         for info in infos:
-            name = info.orig_filename
-            if _is_unsafe(name):
-                yield name, Reason.UNSAFE_NAME
-            elif not info.is_dir() and not _is_hidden(name):
-                yield name, _zip_member(archive, info, target)
+            yield _member(info.orig_filename, info.is_dir(), partial(_zip_member, archive, info))
 
 
 def _refuse_bombs(infos: list[zipfile.ZipInfo]) -> None:
@@ -104,7 +175,7 @@ def _refuse_bombs(infos: list[zipfile.ZipInfo]) -> None:
         raise Rejected(Reason.INFLATE_RATIO)
 
 
-def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> _Found:
+def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> Reason | None:
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in {0, stat.S_IFREG}:
         return Reason.UNSAFE_NAME
@@ -117,9 +188,11 @@ def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -
             return _copy(packed, target, max(_MIN_UNPACKED, MAX_RATIO * info.compress_size))
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError):
         return Reason.UNDECODABLE  # the others may still be whole
+    except MemoryError:
+        return Reason.OUT_OF_MEMORY
 
 
-def _copy(packed: IO[bytes], target: Path, limit: int) -> _Found:
+def _copy(packed: IO[bytes], target: Path, limit: int) -> Reason | None:
     """Copy at most so many bytes."""
     num_bytes = 0
     with target.open("wb") as file:
@@ -130,7 +203,7 @@ def _copy(packed: IO[bytes], target: Path, limit: int) -> _Found:
             if num_bytes > _MAX_MEMBER:
                 return Reason.TOO_LARGE
             file.write(chunk)
-    return target
+    return None
 
 
 class _Unpacked:
@@ -158,10 +231,30 @@ def _unpack(packed: BinaryIO) -> IO[bytes]:
     return lzma.LZMAFile(packed) if magic.startswith(b"\xfd7zXZ") else packed
 
 
-def _tar_members(path: Path, target: Path) -> Iterator[tuple[str, _Found]]:
+class _TarInfo(tarfile.TarInfo):
+    """A header that must be whole: tarfile takes a missing, cut or damaged one behind the first for the end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        """The next header.
+
+        Raises:
+            Rejected: `undecodable`: there is neither a header nor the block of zeros that ends a tar.
+            tarfile.EOFHeaderError: the end.
+
+        """
+        try:
+            return super().fromtarfile(tarfile)
+        except _END:
+            raise
+        except _HEADER_ERROR:
+            raise Rejected(Reason.UNDECODABLE) from None
+
+
+def _tar_members(path: Path) -> Iterator[Member | None]:
     with path.open("rb") as packed:
         stream = _Unpacked(packed, _unpack(packed))
-        archive = tarfile.open(fileobj=stream, mode="r|")  # type: ignore[call-overload]  # noqa: SIM115 - closes below
+        archive = tarfile.open(fileobj=stream, mode="r|", tarinfo=_TarInfo)  # type: ignore[call-overload]  # noqa: SIM115 - closes below
         with archive:
             number = 0
             while (info := archive.next()) is not None:
@@ -169,15 +262,12 @@ def _tar_members(path: Path, target: Path) -> Iterator[tuple[str, _Found]]:
                 if number > _MAX_MEMBERS:
                     raise Rejected(Reason.TOO_LARGE)
                 archive.members.clear()  # else every name stays in memory
-                if _is_unsafe(info.name):
-                    yield info.name, Reason.UNSAFE_NAME
-                elif not info.isdir() and not _is_hidden(info.name):
-                    yield info.name, _tar_member(archive, info, target)
+                yield _member(info.name, info.isdir(), partial(_tar_member, archive, info))
         while stream.read(_CHUNK):  # the check sum of what was unpacked comes last
             pass
 
 
-def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo, target: Path) -> _Found:
+def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo, target: Path) -> Reason | None:
     if not info.isreg():
         return Reason.UNSAFE_NAME
     if info.issparse():  # holes cost nothing to claim

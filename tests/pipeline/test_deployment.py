@@ -12,6 +12,7 @@ from pipeline import deployment
 from pipeline.deployment import (
     Line,
     Surroundings,
+    check_decoders,
     check_key,
     check_launcher,
     check_mlflow,
@@ -22,6 +23,7 @@ from pipeline.deployment import (
     check_teacher,
     surroundings,
 )
+from sharding.confine import Confinement
 from tests.conftest import ROOT
 
 DEMO = ROOT / "train" / "configs" / "demo.yaml"
@@ -67,6 +69,15 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     key.chmod(0o600)
     key.write_bytes(b"short")
     assert check_key(key).text.endswith("5 bytes, at least 32 are needed")
+
+
+def test_what_decoders_can_still_reach_is_said() -> None:
+    line = check_decoders()
+    assert line.text.startswith("decoders: ")
+    assert line.grade == ("warn" if "has taken over could" in line.text else "ok")
+    assert Confinement(True, True, 1).missing() == []
+    assert Confinement(True, True, 0).missing() == ["read every file of this user, the key and the listing included"]
+    assert Confinement().missing()[1] == "open network connections and start programs"
 
 
 def test_storage_is_measured_and_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +193,6 @@ def test_all_of_it_is_checked_and_the_config_names_the_store(tmp_path: Path, mon
     monkeypatch.setattr(deployment, "check_launcher", lambda: iter(()))
     monkeypatch.setattr(deployment, "check_process_group", lambda: Line("ok", "process group"))
     found = list(surroundings(Surroundings(tmp_path, config, tmp_path / "key", 1)))
-    starts = ["port", "key", "storage", "storage", "teacher", "MLflow", "process"]
+    starts = ["port", "key", "decoders", "storage", "storage", "teacher", "MLflow", "process"]
     assert [line.text.split()[0].rstrip(":") for line in found] == starts
-    assert found[5].grade == "fail"
+    assert found[6].grade == "fail"

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from sharding.recording import FrameChoice, Reason, Rejected
 from sharding.sources import kind_of, read
-from sharding.sources.archive import members
+from sharding.sources.archive import MEMBER, Step, unpack
+from tests.cases.cut_tar import cuts
 
 PNG = b"\x89PNG\r\n\x1a\n"
 CONTENT = {"a/one.png": PNG + b"1", "two.png": PNG + b"2" * 3000, "b/c/three.png": PNG + b"3"}
@@ -60,9 +61,10 @@ def found_in(data: bytes, folder: Path) -> dict[str, bytes | Reason]:
     work.mkdir(exist_ok=True)
     found: dict[str, bytes | Reason] = {}
     try:
-        for name, member in members(path, "x", work):
-            assert [member] == list(work.iterdir()) if isinstance(member, Path) else True
-            found[name] = member if isinstance(member, Reason) else member.read_bytes()
+        for step in unpack(path, "x", work, 0):
+            if step.is_done and step.name is not None:
+                assert step.refusal or [work / MEMBER] == list(work.iterdir())
+                found[step.name] = step.refusal or (work / MEMBER).read_bytes()
     finally:
         assert not list(work.iterdir())
         assert sorted(entry.name for entry in folder.iterdir()) == ["archive", "work"]
@@ -197,3 +199,61 @@ def test_any_bytes_are_refused_by_name(data: bytes, magic: bytes) -> None:
         outcome = outcome_of(magic + data, Path(folder))
     allowed = {Reason.UNDECODABLE, Reason.OUT_OF_MEMORY, Reason.INFLATE_RATIO}
     assert outcome.get("", Reason.UNDECODABLE) in allowed
+
+
+PNGS = {f"{number}.png": PNG + bytes(range(number, number + 200)) * 4 for number in range(5)}
+
+
+@pytest.mark.parametrize("place", ["before_header", "in_header", "after_header", "in_data", "in_padding"])
+def test_a_tar_without_its_end_is_undecodable_and_its_whole_members_are_kept(place: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(cuts(pack_tar(PNGS))[place])
+    steps: list[Step] = []
+    with pytest.raises(Rejected, match=Reason.UNDECODABLE):
+        steps.extend(unpack(path, "a.tar", tmp_path, 0))
+    assert not any(step.refusal for step in steps)
+    begun = [step.name for step in steps if not step.is_done]
+    done = [step.name for step in steps if step.is_done]
+    whole = ["a.tar!0.png", "a.tar!1.png"] + ["a.tar!2.png"] * (place == "in_padding")
+    assert done == whole
+    assert begun == whole + ["a.tar!2.png"] * (place in {"after_header", "in_data"})
+
+
+def test_a_tar_with_all_members_and_no_end_is_cut_and_one_block_is_an_end(tmp_path: Path) -> None:
+    found = cuts(pack_tar(PNGS))
+    with pytest.raises(Rejected, match=Reason.UNDECODABLE):
+        found_in(found["no_end_blocks"], tmp_path)
+    assert found_in(found["one_end_block"], tmp_path) == {f"x!{name}": data for name, data in PNGS.items()}
+
+
+def test_a_damaged_header_is_not_the_end(tmp_path: Path) -> None:
+    """What follows it would be lost without a word."""
+    data = bytearray(pack_tar(PNGS))
+    data[data.index(b"2.png") + 150] ^= 0xFF  # its check sum
+    with pytest.raises(Rejected, match=Reason.UNDECODABLE):
+        found_in(bytes(data), tmp_path)
+
+
+@pytest.mark.parametrize("packer", PACKERS)
+def test_unpacking_goes_on_where_it_was_left(packer: str, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(PACKERS[packer](PNGS))
+    steps = list(unpack(path, "a", tmp_path, 3))
+    assert [step.number for step in steps if step.is_done] == [0, 1, 2, 3, 4]
+    assert [step.name for step in steps if step.is_done] == [None, None, None, "a!3.png", "a!4.png"]
+
+
+def test_one_name_twice_and_names_that_are_no_text(tmp_path: Path) -> None:
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name in ("a.png", "M\udcfcller.png", "a.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(PNG)
+            archive.addfile(info, io.BytesIO(PNG))
+    (tmp_path / "a.tar").write_bytes(target.getvalue())
+    names = [step.name for step in unpack(tmp_path / "a.tar", "a.tar", tmp_path, 0) if step.is_done]
+    assert names == ["a.tar!a.png", "a.tar!M\udcfcller.png", "a.tar!a.png"]
+    (tmp_path / "a.zip").write_bytes(pack_zip({"a.png": PNG + b"1", "b.png": PNG + b"2"}).replace(b"b.png", b"a.png"))
+    steps = unpack(tmp_path / "a.zip", "a", tmp_path, 0)
+    contents = [(tmp_path / MEMBER).read_bytes() for step in steps if step.is_done]
+    assert contents == [PNG + b"1", PNG + b"2"]

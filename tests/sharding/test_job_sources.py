@@ -15,19 +15,20 @@ import pydicom
 import pytest
 from pydicom import uid
 
+from pipeline.shards import foretell, make_shards
 from sharding.deidentify import Pseudonyms
 from sharding.job import on_processes, run
 from sharding.labels import Label, load_labels
 from sharding.manifest import load_manifest
 from sharding.plan import make_plan, write_plan
-from sharding.policy import Policy
+from sharding.policy import Job, Policy
 from sharding.reader import ShardReader
 from sharding.recording import InputError, Reason
 from sharding.report import write_report
 from sharding.sources.synthetic import SyntheticSpec, generate
 from sharding.store import Store
 from tests.conftest import KEY
-from tests.sharding.jobs import POLICY, job_of, make, outcomes_of
+from tests.sharding.jobs import POLICY, job_of, make, outcomes_of, write_recording
 
 
 def test_archives_are_sources_and_their_tricks_are_refused_by_name(source: Path, tmp_path: Path) -> None:
@@ -96,6 +97,25 @@ def test_an_ultrabench_folder_is_a_source_as_it_is(lists: tuple[str, ...], tmp_p
     assert {sample.meta.label for sample in samples} == {str(number) for number in range(len(lists))}
     assert all(0.3 < sample.region.mean() < 0.9 for sample in samples)
     assert load_labels(Store(folder), None)["images/0.png"] == Label("0", "p0", "masks/scan/0.png", "train")
+
+
+def test_scan_masks_that_are_missing_are_named_before_the_work(tmp_path: Path) -> None:
+    folder = tmp_path / "AUL_v1.0"
+    (folder / "images").mkdir(parents=True)
+    records = [{"image": f"{number}.png", "scan_mask": f"{number}.png", "label": 0} for number in range(2)]
+    (folder / "test.json").write_text(json.dumps(records))
+    for record in records:
+        cv2.imwrite(str(folder / "images" / str(record["image"])), np.zeros((9, 9), np.uint8))
+    job = Job(str(folder), str(tmp_path / "out"), POLICY, tmp_path / "key")
+    with pytest.raises(InputError, match=r"2 of 2 scan masks are missing, the first is masks/scan/0\.png; put them"):
+        make_shards(job, 1)
+
+
+def test_a_key_inside_the_source_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_recording(tmp_path / "one.dcm", 0)
+    job = Job(str(tmp_path), str(tmp_path.with_name("out")), POLICY, tmp_path / ".secret" / "key")
+    foretell(job, 1)
+    assert f"key file {job.key_file} lies in {tmp_path}, which decoders can read" in capsys.readouterr().out
 
 
 def test_links_and_hidden_files_are_not_followed(tmp_path: Path) -> None:
