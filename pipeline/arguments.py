@@ -44,7 +44,7 @@ def _add_doctor(commands: _Commands) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     doctor.add_argument("shards", nargs="*", help="data sets, as data.shards takes them: folders, tars, URLs")
-    doctor.add_argument("--ranks", type=int, default=1, help="GPUs of the run")
+    doctor.add_argument("--ranks", type=int, default=1, help="GPUs of the run; a group of so many is tried here")
     doctor.add_argument("--workers", type=int, default=2, help="decoding processes per GPU, run.num_workers")
     doctor.add_argument("--need", type=float, default=500, metavar="RATE", help="frames/s that one GPU takes")
     doctor.add_argument("--cap", type=int, default=0, help="data.cap; 0: none")
