@@ -74,8 +74,9 @@ class BadSamples:
         distributed.all_gather_object(firsts, self._first)
         known = ", ".join(f"{number} {cause}" for cause, number in zip(CAUSES, counts, strict=True) if number)
         first = next(filter(None, firsts), "")
+        allowed = int(self._max_fraction * self._num_samples)
         return (
-            f"data: {sum(counts)} {self._what.format(epoch + 1)} cannot be read so far ({known}); data.max_bad_fraction "
-            f"{self._max_fraction:g} of its {self._num_samples} allows {int(self._max_fraction * self._num_samples)}"
+            f"data: {sum(counts)} {self._what.format(epoch + 1)} cannot be read so far ({known}); "
+            f"data.max_bad_fraction {self._max_fraction:g} of its {self._num_samples} allows {allowed}"
             + (f"; one of them: {first}" if first else "")
         )
