@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from pipeline.words import count, count_from_0, local_path, place, positive, positive_or_0
 
-_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
 class _Parser(argparse.ArgumentParser):
