@@ -3,14 +3,24 @@
 import argparse
 import os
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+from pipeline.words import count, count_from_0, local_path, place, positive, positive_or_0
+
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Of the command and, since argparse makes them of the same class, of each subcommand."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as in argparse
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, local_path)
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     """Parser of `us-jepa COMMAND ...`; the command's name is in `name`."""
-    parser = argparse.ArgumentParser("us-jepa", description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser = _Parser("us-jepa", description=description, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
     _add_shards(commands)
     _add_checks(commands)
@@ -29,12 +39,12 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 def _add_checks(commands: _Commands) -> None:
     verify = commands.add_parser("verify", help="check finished shards: hashes, keys, fields, every sample, letters")
-    verify.add_argument("directory", help="shard directory or URL")
+    verify.add_argument("directory", type=place, help="shard directory or URL")
     verify.add_argument("--forbid", type=Path, help="file with one name or number per line; none may occur in any byte")
     preview = commands.add_parser("preview", help="contact sheet of finished shards")
-    preview.add_argument("directory", help="shard directory or URL")
+    preview.add_argument("directory", type=place, help="shard directory or URL")
     preview.add_argument("--to", type=Path, default=Path("preview.png"), help="PNG to write (%(default)s)")
-    preview.add_argument("--frames", type=int, default=96, help="how many (%(default)s)")
+    preview.add_argument("--frames", type=count, default=96, help="how many (%(default)s)")
 
 
 def _add_doctor(commands: _Commands) -> None:
@@ -43,11 +53,13 @@ def _add_doctor(commands: _Commands) -> None:
         help="check this machine, what is around it and, if given, data sets: does the stream keep up?",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    doctor.add_argument("shards", nargs="*", help="data sets, as data.shards takes them: folders, tars, URLs")
-    doctor.add_argument("--ranks", type=int, default=1, help="GPUs of the run")
-    doctor.add_argument("--workers", type=int, default=2, help="decoding processes per GPU, run.num_workers")
-    doctor.add_argument("--need", type=float, default=500, metavar="RATE", help="frames/s that one GPU takes")
-    doctor.add_argument("--cap", type=int, default=0, help="data.cap; 0: none")
+    doctor.add_argument(
+        "shards", type=place, nargs="*", help="data sets, as data.shards takes them: folders, tars, URLs"
+    )
+    doctor.add_argument("--ranks", type=count, default=1, help="GPUs of the run; a group of so many is tried here")
+    doctor.add_argument("--workers", type=count, default=2, help="decoding processes per GPU, run.num_workers")
+    doctor.add_argument("--need", type=positive, default=500, metavar="RATE", help="frames/s that one GPU takes")
+    doctor.add_argument("--cap", type=count_from_0, default=0, help="data.cap; 0: none")
     doctor.add_argument(
         "--config", type=Path, help="of the pretraining: does its teacher load, does its MLflow answer?"
     )
@@ -67,13 +79,13 @@ def _add_pretrain(commands: _Commands) -> None:
     )
     add = pretrain.add_argument
     add("--config", type=Path, required=True, help="see train/configs")
-    add("--num-gpus", type=int, default=1, help="processes on this machine (1)")
+    add("--num-gpus", type=count, default=1, help="processes on this machine (1)")
     add("--smoke", action="store_true", help="try the config: two steps at reduced size on generated data")
     add("--recipe", choices=("salt",), help="salt: make a teacher of pixels first, then a student of it")
     # 1/6: the best split of SALT's 240,000 steps was 40,000 and 200,000
     add("--teacher-share", type=float, default=1 / 6, metavar="SHARE", help="of optim.steps, with --recipe salt (1/6)")
     add(
-        "--student-stages", type=int, default=1, metavar="N",
+        "--student-stages", type=count, default=1, metavar="N",
         help="with --recipe salt; each but the first learns from the student before it (1)",
     )  # fmt: skip
     add("overrides", nargs="*", metavar="section.key=value")
@@ -100,9 +112,9 @@ def _add_probe(commands: _Commands) -> None:
         "--protocol", default="fair", help="some of fair,paper,knn,attentive; the first is the headline's (%(default)s)"
     )
     add("--pooling", choices=("mean", "cls", "last4"), default="mean", help="of patch features (%(default)s)")
-    add("--size", type=int, help="side of the frames in pixels (224; with RUN that of its student)")
-    add("--frames", type=int, default=4, help="evenly spaced, of a cine (%(default)s)")
-    add("--folds", type=int, default=5, help="by group, where a set has no splits (%(default)s)")
+    add("--size", type=count, help="side of the frames in pixels (224; with RUN that of its student)")
+    add("--frames", type=count, default=4, help="evenly spaced, of a cine (%(default)s)")
+    add("--folds", type=count, default=5, help="by group, where a set has no splits (%(default)s)")
     add("--few-shot", action="store_true", help="also with 1, 5, 10, 50, 100 %% of the training patients")
     add("--robustness", action="store_true", help="also on degraded frames: 18 more passes per encoder and set")
     add("--no-frames", action="store_true", help="no pictures of frames in report.html")
@@ -133,12 +145,18 @@ def _add_embed(commands: _Commands) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = embed.add_argument
-    add("encoder", help="run directory, encoder folder, or whatever `us-jepa probe --encoders` takes")
-    add("source", help="shard directory; or folder or file of DICOM, video, images")
+    add("encoder", type=place, help="run directory, encoder folder, or whatever `us-jepa probe --encoders` takes")
+    add("source", type=place, help="shard directory; or folder or file of DICOM, video, images")
     add("out", type=Path, help="table to write, *.parquet; with --topk the one to search")
-    add("--topk", type=int, default=0, metavar="N", help="search OUT for the N frames most like SOURCE; 0: write OUT")
-    add("--workers", type=int, default=1, help="processes, which share the cores")
-    add("--max-frames", type=int, default=32, help="frames per clip, evenly spaced")
+    add(
+        "--topk",
+        type=count_from_0,
+        default=0,
+        metavar="N",
+        help="search OUT for the N frames most like SOURCE; 0: write OUT",
+    )
+    add("--workers", type=count, default=1, help="processes, which share the cores")
+    add("--max-frames", type=count, default=32, help="frames per clip, evenly spaced")
     add("--pixels", choices=("certified", "public", "as_is"), default="certified", help="see `us-jepa shards --help`")
     add("--key-file", type=Path, default=_default_key(), help="secret of the pseudonyms")
 
@@ -152,23 +170,23 @@ def _add_serve(commands: _Commands) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = serve.add_argument
-    add("encoder", help="run directory, encoder folder, or whatever `us-jepa probe --encoders` takes")
+    add("encoder", type=place, help="run directory, encoder folder, or whatever `us-jepa probe --encoders` takes")
     add("--host", default="127.0.0.1", help="address to listen on; any that others reach wants a token")
-    add("--port", type=int, default=8600, help="0: any that is free")
+    add("--port", type=count_from_0, default=8600, help="0: any that is free")
     add("--token-file", type=Path, help="secret that clients bring, made if it does not exist; None: none on loopback")
     add("--table", type=Path, help="*.parquet of `us-jepa embed` by the same encoder, to find what is most like it")
     add("--pixels", choices=("certified", "public", "as_is"), default="certified", help="see `us-jepa shards --help`")
     add("--profiles", type=Path, help="YAML of device profiles that your site has signed")
-    add("--max-frames", type=int, default=32, help="frames of an upload that are embedded, evenly spaced")
-    add("--max-mib", type=float, default=64, help="size of an upload")
-    add("--body-seconds", type=float, default=30, help="in which an upload must arrive")
-    add("--seconds", type=float, default=20, help="after which a decoder is killed; it is tried twice")
-    add("--memory", type=float, default=4, help="GiB that a decoder may use")
-    add("--decoders", type=int, default=min(8, os.cpu_count() or 1), help="uploads decoded at the same time")
-    add("--max-batch", type=int, default=32, help="frames in one pass of the encoder")
-    add("--max-wait-ms", type=float, default=5, help="that a frame waits for others")
-    add("--encode-seconds", type=float, default=60, help="after which an upload that waits for the encoder gets 504")
-    add("--max-waiting", type=int, default=32, help="uploads in memory at the same time; more are answered with 503")
+    add("--max-frames", type=count, default=32, help="frames of an upload that are embedded, evenly spaced")
+    add("--max-mib", type=positive, default=64, help="size of an upload")
+    add("--body-seconds", type=positive, default=30, help="in which an upload must arrive")
+    add("--seconds", type=positive, default=20, help="after which a decoder is killed; it is tried twice")
+    add("--memory", type=positive, default=4, help="GiB that a decoder may use")
+    add("--decoders", type=count, default=min(8, os.cpu_count() or 1), help="uploads decoded at the same time")
+    add("--max-batch", type=count, default=32, help="frames in one pass of the encoder")
+    add("--max-wait-ms", type=positive_or_0, default=5, help="that a frame waits for others")
+    add("--encode-seconds", type=positive, default=60, help="after which an upload that waits for the encoder gets 504")
+    add("--max-waiting", type=count, default=32, help="uploads in memory at the same time; more are answered with 503")
     add("--tls-cert", type=Path, help="PEM; with --tls-key")
     add("--tls-key", type=Path, help="PEM")
 
@@ -181,8 +199,8 @@ def _add_shards(commands: _Commands) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = shards.add_argument
-    add("source", help="folder of DICOM, video, image, zip and tar files, or one file; a path or s3://...")
-    add("out", help="shard directory; a path or s3://...")
+    add("source", type=place, help="folder of DICOM, video, image, zip and tar files, or one file; a path or s3://...")
+    add("out", type=place, help="shard directory; a path or s3://...")
     add("--dataset", help="name in every sample, [a-z0-9_-]; None is the name of OUT")
     add("--max-frames", type=int, default=32, help="frames kept per clip, evenly spaced")
     add("--stride", type=int, default=1, help="only every stride-th frame is a candidate")
@@ -203,9 +221,9 @@ def _add_shards(commands: _Commands) -> None:
     add("--profiles", type=Path, help="YAML of device profiles that your site has signed; see sharding/profiles.py")
     add("--labels", type=Path, help="csv of path, label, group (the patient); UltraBench folders bring their own")
     add("--key-file", type=Path, default=_default_key(), help="secret of the pseudonyms; the listing lies beside it")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes on this machine")
-    add("--seconds", type=float, default=120, help="after which a decoder is killed")
-    add("--memory", type=float, default=4, help="GiB that a decoder may use")
+    add("--workers", type=count, default=os.cpu_count() or 1, help="processes on this machine")
+    add("--seconds", type=positive, default=120, help="after which a decoder is killed")
+    add("--memory", type=positive, default=4, help="GiB that a decoder may use")
     where = shards.add_mutually_exclusive_group()
     where.add_argument("--dask", metavar="ADDRESS", help="run on a Dask cluster, tcp://host:8786; needs shared folders")
     where.add_argument("--unit", metavar="I/N", help="run slice I of N (from 0), for job arrays on one OUT")
@@ -239,16 +257,22 @@ def _add_plan(commands: _Commands) -> None:
     add = plan.add_argument
     add(
         "--frames",
-        type=float,
+        type=positive,
         nargs="+",
         default=[1e5, 1e7, 1e9],
         help="accepted frames, such as 1e9; several give several columns",
     )
-    add("--gpus", type=int, nargs="+", default=[8], help="for all sizes, or one for each (8); 0: train on processors")
+    add(
+        "--gpus",
+        type=count_from_0,
+        nargs="+",
+        default=[8],
+        help="for all sizes, or one for each (8); 0: train on processors",
+    )
     add("--model", default="vit_base", metavar="NAME", help="config of train/configs, or a YAML file (vit_base)")
-    add("--epochs", type=float, default=100, help="passes over the frames (100, as the paper)")
-    add("--gpus-per-node", type=int, default=8, help="(8)")
-    add("--cores-per-node", type=int, help="that shard and decode (96; with --gpus 0 those of this machine)")
+    add("--epochs", type=positive, default=100, help="passes over the frames (100, as the paper)")
+    add("--gpus-per-node", type=count, default=8, help="(8)")
+    add("--cores-per-node", type=count, help="that shard and decode (96; with --gpus 0 those of this machine)")
     add("--rates", type=Path, metavar="FILE", help="measured rates; none: those of a cloud machine with 2 cores")
     add("--measure", action="store_true", help="measure this machine and write --rates FILE")
     add("--source", type=Path, help="with --measure: some hundred of your own scans; none: generated cines")
@@ -257,4 +281,4 @@ def _add_plan(commands: _Commands) -> None:
 
 def _default_key() -> Path:
     home = Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config"))
-    return Path(os.environ.get("US_JEPA_KEY_FILE", home / "us-jepa" / "key"))
+    return Path(os.environ.get("US_JEPA_KEY_FILE", home / "us-jepa" / "key")).expanduser()

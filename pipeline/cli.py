@@ -184,7 +184,7 @@ def _doctor(args: argparse.Namespace) -> int:
     from pipeline.doctor import Load, examine
 
     load = Load(args.ranks, args.workers, args.need, args.cap)
-    around = Surroundings(args.folder, args.config, args.key_file, args.need * args.ranks * FRAME_BYTES)
+    around = Surroundings(args.folder, args.config, args.key_file, args.need * args.ranks * FRAME_BYTES, args.ranks)
     return examine(args.shards, load, around)
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pipeline.ranks import GroupError, ranks_here, try_group
 from sharding.child import Access, Children, Fault
 from sharding.deidentify import load_key
 from sharding.policy import Limits
@@ -30,24 +31,11 @@ from train.tracking import check_uri, open_client, tracking_uri
 Grade = Literal["ok", "warn", "fail"]
 
 _PORT = 29500  # of DeepSpeed and torchrun, where nobody gives another
-_GROUP_SECONDS = 90  # a cold import of torch over a network file system takes most of it
 _SERVER_SECONDS = 5
 FRAME_BYTES = 40_000  # of a shard
 _TRIED_BYTES = 64 << 20
 _SLOW = 50e6  # bytes per second
 _UNAUTHORISED, _FORBIDDEN = 401, 403
-_GROUP = """
-import torch
-from torch import distributed
-backend = "nccl" if torch.cuda.is_available() else "gloo"
-store = distributed.TCPStore("127.0.0.1", 0, 1, is_master=True)
-distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-one = torch.ones(1, device="cuda" if backend == "nccl" else "cpu")
-distributed.all_reduce(one)
-assert one.item() == 1
-distributed.destroy_process_group()
-print(backend)
-"""
 
 
 class Line(NamedTuple):
@@ -66,6 +54,7 @@ class Surroundings:
         config: of the pretraining; None checks no teacher.
         key_file: secret of the pseudonyms.
         bytes_per_s: that the stream will read.
+        num_ranks: of the pretraining.
 
     """
 
@@ -73,6 +62,7 @@ class Surroundings:
     config: Path | None
     key_file: Path
     bytes_per_s: float
+    num_ranks: int = 1
 
 
 def surroundings(asked: Surroundings) -> Iterator[Line]:
@@ -86,7 +76,7 @@ def surroundings(asked: Surroundings) -> Iterator[Line]:
     if asked.config is not None:
         uri = yield from check_teacher(asked.config)
     yield check_mlflow(tracking_uri(uri))
-    yield check_process_group()
+    yield check_process_group(asked.num_ranks)
 
 
 def check_launcher() -> Iterator[Line]:
@@ -243,24 +233,18 @@ def check_teacher(config: Path) -> Generator[Line, None, str | None]:
     return cfg.run.tracking_uri
 
 
-def check_process_group(seconds: float = _GROUP_SECONDS, program: str = _GROUP) -> Line:
-    """A process group of one, over NCCL where there is a GPU, else gloo, in a process that can be ended.
-
-    Args:
-        seconds: that it may take.
-        program: prints the backend.
-
-    """
-    advice = "set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME to an interface that exists (`ip link`)"
-    command = [sys.executable, "-c", program]
+def check_process_group(num_ranks: int) -> Line:
+    """A group as training makes it, of as many ranks as this host can try: one per GPU."""
+    num_here = ranks_here(num_ranks)
+    name = f"process group of {num_here} {'rank' if num_here == 1 else 'ranks'}"
+    if num_here < num_ranks:
+        name += f" (of {num_ranks}, as many as are tried on this host)"
     started = time.perf_counter()
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return Line("fail", f"process group of one: not there after {seconds:g} s; {advice}")
-    if done.returncode != 0:
-        return Line("fail", f"process group of one: {_last(done.stderr)}; {advice}")
-    return Line("ok", f"process group of one: {done.stdout.strip()}, {time.perf_counter() - started:.1f} s")
+        backends = try_group(num_here)
+    except GroupError as error:
+        return Line("fail", f"{name}: {error}")
+    return Line("ok", f"{name}: {backends}, {time.perf_counter() - started:.1f} s")
 
 
 def check_space(name: str, place: Path, least: int, advice: str) -> Line:

@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sharding.recording import InputError
+from sharding.yaml_file import read_yaml
 
 SHIPPED = Path(__file__).parent / "rates.json"  # of a cloud machine with 2 cores
 PROCESSOR = "cpu"
@@ -14,7 +15,7 @@ PROCESSOR = "cpu"
 class Rate(BaseModel):
     """A number with its unit and how it is known."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     value: float = Field(ge=0)
     unit: str
     source: str
@@ -41,7 +42,7 @@ class Rates(BaseModel):
 
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     machine: str
     date: str
     frames_per_source: Rate
@@ -79,7 +80,7 @@ def load_rates(path: Path) -> Rates:
     if not path.is_file():
         raise InputError(f"rates {path}: no such file; make it with `us-jepa plan --measure --rates {path}`")
     try:
-        return Rates.model_validate_json(path.read_text())
+        return Rates.model_validate(read_yaml(path, f"rates {path}"))  # JSON is YAML, whose reader names lines
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

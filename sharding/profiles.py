@@ -18,10 +18,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sharding.recording import InputError
+from sharding.yaml_file import read_yaml
 
 _MIN_REVIEWED = 10
 
@@ -76,9 +76,7 @@ def load_profiles(path: Path) -> tuple[Profile, ...]:
     if not path.is_file():
         raise InputError(f"profiles {path}: no such file; see sharding/profiles.py for the format")
     try:
-        entries = TypeAdapter(list[_Entry]).validate_python(yaml.safe_load(path.read_text()))
-    except yaml.YAMLError as error:
-        raise InputError(f"profiles {path}: not YAML") from error
+        entries = TypeAdapter(list[_Entry]).validate_python(read_yaml(path, f"profiles {path}"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

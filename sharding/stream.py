@@ -36,7 +36,8 @@ class Batch(NamedTuple):
         positions: (B,) int64 global sample positions, -1 for a row of padding and for a bad sample: both have weight 0.
         datasets: (B,) int64 index of the data set; 0 where the position is -1.
         key_hashes: (B,) int64 below 2^32, of position and key; 0 where the position is -1.
-        num_bad: (2,) int64 bad samples by cause, in the order of CAUSES.
+        bad: (bad samples, 2) int64, position and index in CAUSES of each.
+        trouble: where the first of them is and what is wrong with it; empty where there is none.
 
     """
 
@@ -44,7 +45,13 @@ class Batch(NamedTuple):
     positions: torch.Tensor
     datasets: torch.Tensor
     key_hashes: torch.Tensor
-    num_bad: torch.Tensor
+    bad: torch.Tensor
+    trouble: str
+
+    @property
+    def num_bad(self) -> torch.Tensor:
+        """(2,) int64 bad samples by cause, in the order of CAUSES."""
+        return torch.bincount(self.bad[:, 1], minlength=len(CAUSES))
 
 
 def split_pixels(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,12 +79,15 @@ class Packed(NamedTuple):
     positions: np.ndarray
     datasets: np.ndarray
     key_hashes: np.ndarray
-    num_bad: np.ndarray
+    bad: np.ndarray
+    trouble: str
 
     def unpack(self) -> Batch:
         """The batch."""
         assert isinstance(self.pixels, torch.Tensor)
-        return Batch(self.pixels, *map(torch.from_numpy, self[1:]))
+        parts = (self.positions, self.datasets, self.key_hashes, self.bad)
+        positions, datasets, hashes, bad = map(torch.from_numpy, parts)
+        return Batch(self.pixels, positions, datasets, hashes, bad, self.trouble)
 
 
 class PositionDataset(Dataset[Packed]):
@@ -178,21 +188,22 @@ class PositionDataset(Dataset[Packed]):
         shared = None if get_worker_info() is None else self._outbox.zeros(*shape)
         pixels = torch.zeros(shape, dtype=torch.uint8) if shared is None else shared.pixels
         kept, datasets, hashes = np.full_like(positions, -1), np.zeros_like(positions), np.zeros_like(positions)
-        num_bad = np.zeros(len(CAUSES), np.int64)
+        bad: list[tuple[int, int]] = []
+        trouble = ""
         rows = np.flatnonzero(positions >= 0)
         datasets[rows] = self.order.at(positions[rows]).datasets
         for place, sample in self.samples(positions[rows]):
             row = rows[place]
             if isinstance(sample, BadSampleError):
-                num_bad[CAUSES.index(sample.cause)] += 1
-                datasets[row] = 0
+                bad.append((int(positions[row]), CAUSES.index(sample.cause)))
+                datasets[row], trouble = 0, trouble or str(sample)
                 continue
             kept[row], hashes[row] = positions[row], _hash(int(positions[row]), sample.key)
             frame = stretch(sample.frame, sample.region, sample.meta.percentiles)
             square = to_square(frame, sample.region, side)
             of_row = pixels[row].numpy()
             of_row[:, :side], of_row[:, side:] = square[0], np.packbits(square[1], axis=-1)
-        return Packed(shared or pixels, kept, datasets, hashes, num_bad)
+        return Packed(shared or pixels, kept, datasets, hashes, np.array(bad, np.int64).reshape(-1, 2), trouble)
 
     def _reader(self, dataset: int, number: int) -> ShardReader:
         reader = self._readers.get((dataset, number))

@@ -142,6 +142,11 @@ class CheckpointStore:
         if self._copies is not None:
             self._copies.close()
 
+    def leave(self) -> None:
+        """End without waiting for the copies."""
+        if self._copies is not None:
+            self._copies.leave()
+
     def _prune(self) -> None:
         paths = _paths(self._run_dir)
         best = _best(paths)

@@ -43,7 +43,7 @@ def parse(argv: list[str], description: str) -> tuple[PretrainConfig, bool]:
     parser.add_argument("--smoke", action="store_true", help="two steps at reduced size on generated data")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for example optim.lr=3e-4")
     known = parser.parse_args([word for word in argv if not word.startswith("--local_rank")])
-    return load_config(known.config, known.overrides), known.smoke
+    return load_config(known.config.expanduser(), known.overrides), known.smoke
 
 
 def say(error: Exception) -> None:

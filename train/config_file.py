@@ -9,7 +9,14 @@ from pydantic import ValidationError
 
 from sharding.recording import InputError
 from sharding.store import Store
+from sharding.yaml_file import parse_yaml, read_yaml
 from train.config import PretrainConfig
+
+_KINDS = {
+    "model_type": "must be a section with keys",
+    "path_type": "must be a path; put it in quotes",
+    "tuple_type": "must be a list, such as [this]",
+}
 
 
 def load_config(path: Path, overrides: list[str]) -> PretrainConfig:
@@ -30,15 +37,15 @@ def read_config(path: Path, overrides: list[str]) -> dict[str, Any]:
     """Read a YAML file and apply overrides, without a look at the keys.
 
     Raises:
-        InputError: no such file, not YAML, or an override of no known form.
+        InputError: no such file, not YAML, a key given twice, or an override of no known form.
 
     """
     if not path.is_file():
         raise InputError(f"config {path}: no such file; train/configs has examples")
-    try:
-        content: dict[str, Any] = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, f"config {path}")
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise InputError(f"config {path}: holds a {type(content).__name__}; sections such as `data:` are needed")
     for override in overrides:
         _apply(content, override)
     return content
@@ -77,7 +84,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
             raise InputError(f"override {override!r}: {section} is not a section")
-    content[key] = yaml.safe_load(value)
+    content[key] = parse_yaml(value, f"override {override!r}")
 
 
 def _sentence(error: ValidationError) -> str:
@@ -89,17 +96,17 @@ def _sentence(error: ValidationError) -> str:
         elif problem["type"] == "missing":
             parts.append(f"{place}: missing")
         else:
-            message = problem["msg"].removeprefix("Value error, ")
-            parts.append(f"{place}: {message}" + (f", not {problem['input']!r}" if problem["loc"] else ""))
+            message = _KINDS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+            is_section = isinstance(problem["input"], dict)  # its message names the key
+            parts.append(f"{place}: {message}" + ("" if is_section else f", not {problem['input']!r}"))
     return "; ".join(parts)
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:
     section: Any = PretrainConfig
-    for name in location[:-1]:
+    for name in [name for name in location[:-1] if isinstance(name, str)]:  # a number: of a list of sections
         annotation = section.model_fields[name].annotation
-        section = next(
-            kind for kind in (annotation, *getattr(annotation, "__args__", ())) if hasattr(kind, "model_fields")
-        )
+        kinds = (annotation, *getattr(annotation, "__args__", ()))
+        section = next(kind for kind in kinds if hasattr(kind, "model_fields"))
     near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
     return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(section.model_fields)}"

@@ -1,6 +1,7 @@
 """Copies of finished checkpoints in another folder or at a URL, made by one thread behind training's back."""
 
 import json
+import logging
 from pathlib import Path
 
 from sharding.recording import InputError
@@ -9,6 +10,7 @@ from train.shipper import Shipper
 
 _SLOWEST_UPLOAD = 2**20  # bytes per second
 _RECORD = "copied.json"
+_log = logging.getLogger(__name__)
 
 
 class Copies:
@@ -50,6 +52,14 @@ class Copies:
                 f"{', '.join(self._missing()) or 'nothing, but old ones are left'}); run the same command again when "
                 "it can be written to"
             )
+
+    def leave(self) -> None:
+        """End without waiting; say what is not copied yet. The next start of the run copies it."""
+        if missing := self._missing():
+            _log.warning(
+                "run.copy_to: %s is without %s; the next start of the run copies it",
+                self._store.place, ", ".join(missing),
+            )  # fmt: skip
 
     def _mirror(self) -> None:
         self._copy_missing()

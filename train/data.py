@@ -1,5 +1,6 @@
 """The stream of a run, from its config."""
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,12 +13,12 @@ from sharding.cache import ShardCache
 from sharding.loader import StreamConfig, allow_open_files
 from sharding.order import Mixture
 from sharding.reader import BadSampleError
-from sharding.recording import InputError
 from sharding.shard_set import ShardSet, find_shards
-from sharding.stream import CAUSES, PositionDataset
+from sharding.stream import PositionDataset
 from sharding.tar_index import cache_folder
 from train.config import PretrainConfig
 
+_log = logging.getLogger(__name__)
 _NUM_LABELLED, _NUM_SEARCHED = 2_000, 20_000  # samples of run.probe
 
 
@@ -77,13 +78,20 @@ def open_labelled(cfg: PretrainConfig, place: str) -> Labelled:
     both = ShardSet(place, found.shards + found.val_shards, found.sha256)
     dataset = PositionDataset([both], Mixture(_counts([both]), 0, _NUM_LABELLED), cfg.data.canvas, _cache(cfg))
     known: dict[int, tuple[str, str]] = {}
+    bad: list[BadSampleError] = []
     for start in range(0, min(dataset.order.num_samples, _NUM_SEARCHED), _NUM_LABELLED):
         positions = np.arange(start, min(start + _NUM_LABELLED, dataset.order.num_samples))
         for row, sample in dataset.samples(positions):
-            if not isinstance(sample, BadSampleError) and sample.meta.label is not None:
+            if isinstance(sample, BadSampleError):
+                bad.append(sample)
+            elif sample.meta.label is not None:
                 known[start + row] = sample.meta.label, sample.meta.patient or sample.meta.clip
         if len(known) >= _NUM_LABELLED:
             break
+    if bad:
+        _log.warning(
+            "run.probe %s: %d samples cannot be read and are left out; one of them: %s", place, len(bad), bad[0]
+        )
     chosen = sorted(known)[:_NUM_LABELLED]
     labels, patients = ([known[position][column] for position in chosen] for column in (0, 1))
     return Labelled(dataset, np.array(chosen, dtype=np.int64), labels, patients)
@@ -101,35 +109,21 @@ def stream_of_rank(cfg: PretrainConfig, rank: int, world: int) -> StreamConfig:
 
 @dataclass(frozen=True)
 class ReadFacts:
-    """What the stream gave this rank: steps since the last log, seconds in them, of these waited for data, the sum of
-    the last step's key hashes, and the bad samples of the run by cause.
+    """What the stream gave this rank: steps since the last log, seconds in them, of these waited for data, and the sum
+    of the last step's key hashes.
     """
 
     num_steps: int
     seconds: float
     waited: float
     keys_hash: int
-    num_bad: torch.Tensor
 
 
-def reduce_reading(read: ReadFacts, cfg: PretrainConfig, num_samples: int, device: torch.device) -> dict[str, float]:
-    """Metrics of the stream over all ranks.
-
-    Raises:
-        InputError: more bad samples than `data.max_bad_fraction`.
-
-    """
-    counts = torch.cat([torch.tensor([read.keys_hash]), read.num_bad]).to(device)
-    distributed.all_reduce(counts)
-    keys_hash, *num_bad = counts.tolist()
-    by_cause = {f"data/bad_{cause}": number for cause, number in zip(CAUSES, num_bad, strict=True)}
-    limit = cfg.data.max_bad_fraction * num_samples
-    if sum(num_bad) > limit:
-        raise InputError(
-            f"data: {by_cause} of an epoch of {num_samples} samples, data.max_bad_fraction is "
-            f"{cfg.data.max_bad_fraction}; `us-jepa verify` names the first bad one"
-        )
-    return by_cause | {"data/keys_hash": keys_hash, "perf/data_wait_share": read.waited / read.seconds}
+def reduce_reading(read: ReadFacts, device: torch.device) -> dict[str, float]:
+    """Metrics of the stream over all ranks."""
+    keys_hash = torch.tensor(read.keys_hash, device=device)
+    distributed.all_reduce(keys_hash)
+    return {"data/keys_hash": int(keys_hash), "perf/data_wait_share": read.waited / read.seconds}
 
 
 def _cache(cfg: PretrainConfig) -> ShardCache:

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 import deepspeed
@@ -21,19 +23,55 @@ from train.schedule import learning_rate, weight_decay
 _NO_DECAY_DIMENSIONS = 1  # biases, norms and tokens' gains are not decayed
 _SIDE = {False: 1024, True: 8192}  # of the matrices that are multiplied, on a GPU larger
 _TRIES = 5
+_SIGN_OF_LIFE = 5.0  # seconds
+_LOST = re.compile(
+    "closed by peer|reset by peer|broken pipe|timed out|timing out|timeout|remote ?(process exited|error)|was aborted|"
+    "connection (was likely )?(refused|closed|aborted)|no route to host|network is unreachable|got 0 bytes",
+    re.IGNORECASE,
+)
 T = TypeVar("T")
 
 
 def start_distributed() -> tuple[int, int]:
-    """Join the process group of deepspeed, torchrun, Slurm or nobody. Returns (rank, world)."""
+    """Join the process group of deepspeed, torchrun, Slurm or nobody, on a GPU of its own. Returns (rank, world).
+
+    Where there are GPUs, their tensors go over NCCL, and all that lies on the CPU goes over gloo: no word of the ranks
+    to each other passes through a GPU.
+
+    Raises:
+        InputError: Slurm gives tasks and this is none of them, a rank has no GPU, or the ranks do not find each other.
+
+    """
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
         os.environ.update(_slurm())
     if "RANK" not in os.environ:  # plain `python train/pretrain.py`
         os.environ.update(alone | {"MASTER_PORT": str(_free_port())})
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    os.environ.setdefault("LOCAL_RANK", "0")  # Kubeflow's PyTorchJob: one process in each pod
+    backend = "gloo"
+    if torch.cuda.is_available():
+        _take_gpu()
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    except (distributed.DistError, ValueError) as error:  # ValueError: of torch, when MASTER_ADDR or so is not set
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise InputError(
+            f"rank {os.environ['RANK']}: has not met the other ranks at {place} ({_first_line(error)}); that address "
+            "must be a host of this run, reached by all of them, with a free port"
+        ) from error
     return distributed.get_rank(), distributed.get_world_size()
+
+
+def _take_gpu() -> None:
+    """Make the GPU of this rank the current one, before anything is sent: NCCL sends from the current one."""
+    local, num = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= num:
+        raise InputError(
+            f"rank {os.environ['RANK']}: is number {local} of its host, counted from 0, and sees {num} GPUs; start as "
+            "many processes on each host as it has GPUs"
+        )
+    torch.cuda.set_device(local)
 
 
 def limit_waiting() -> None:
@@ -46,8 +84,17 @@ def limit_waiting() -> None:
 
 
 def is_lost_rank(error: RuntimeError) -> bool:
-    """Whether a collective operation failed since another rank, or the way to it, is gone."""
-    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+    """Whether a collective operation failed since another rank, or the way to it, is gone.
+
+    torch has one class of errors for that and for tensors on a wrong device, of a wrong size or without memory: only
+    the words differ.
+    """
+    is_collective = isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+    return is_collective and _LOST.search(str(error)) is not None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def on_rank_0(act: Callable[[], T]) -> T | None:
@@ -69,11 +116,78 @@ def on_rank_0(act: Callable[[], T]) -> T | None:
             trouble = str(error)
         except OSError as error:
             trouble = f"the run directory cannot be written ({error}); make room and run the same command again"
-    said = [trouble]
-    distributed.broadcast_object_list(said, src=0)
-    if said[0]:
-        raise InputError(said[0])
+    raise_on_all(trouble)
     return found
+
+
+def on_every_rank(act: Callable[[], T]) -> T:
+    """Do something on each rank; every rank must call it.
+
+    Raises:
+        InputError: what one of them raised, on every rank, so that none waits for one that is gone.
+
+    """
+    found, mine = [], ""
+    try:
+        found.append(act())
+    except InputError as error:
+        mine = str(error)
+    troubles = [""] * distributed.get_world_size()
+    distributed.all_gather_object(troubles, mine)
+    for trouble in filter(None, troubles):
+        raise InputError(trouble)
+    return found[0]
+
+
+def wait_for_rank_0(act: Callable[[], object], asked_to_stop: Event) -> bool:
+    """Do something on rank 0, however long it takes, while the others wait; every rank must call it.
+
+    Args:
+        act: what rank 0 does, in a thread.
+        asked_to_stop: ends the waiting when it is set on rank 0.
+
+    Returns:
+        whether it was done; False where rank 0 was asked to stop before.
+
+    Raises:
+        InputError: what rank 0 raised, on every rank.
+
+    """
+    outcome: Future[object] = Future()
+    if distributed.get_rank() == 0:
+        Thread(target=_put_result, args=(outcome, act), daemon=True).start()  # a daemon: nobody waits for it on a stop
+    state = ["at work"]
+    while state[0] == "at work":  # a word every few seconds: no rank waits in vain for as long as a lost one costs
+        if distributed.get_rank() == 0:
+            wait([outcome], timeout=_SIGN_OF_LIFE)
+            state = ["done" if outcome.done() else "stopped" if asked_to_stop.is_set() else "at work"]
+        distributed.broadcast_object_list(state, src=0, device=torch.device("cpu"))
+    if state[0] == "done":
+        on_rank_0(outcome.result)
+    return state[0] == "done"
+
+
+def _put_result(outcome: "Future[object]", act: Callable[[], object]) -> None:
+    try:
+        outcome.set_result(act())
+    except Exception as error:
+        outcome.set_exception(error)
+
+
+def raise_on_all(trouble: str) -> None:
+    """Say on every rank what is wrong on rank 0; every rank must call it.
+
+    Args:
+        trouble: of rank 0, empty where all is well; what the others give is not looked at.
+
+    Raises:
+        InputError: there is trouble.
+
+    """
+    troubles = [trouble]
+    distributed.broadcast_object_list(troubles, src=0, device=torch.device("cpu"))
+    if troubles[0]:
+        raise InputError(troubles[0])
 
 
 def _slurm() -> dict[str, str]:

@@ -12,6 +12,7 @@ from sharding.order import micro_batches_per_step
 from sharding.shard_set import ShardSet
 from sharding.stream import PositionDataset
 from train.average import Average
+from train.bad_samples import BadSamples
 from train.checkpoint import Checkpoint, restore_moments
 from train.config import PretrainConfig
 from train.data import open_dataset, open_held_out, open_labelled, stream_of_rank
@@ -41,6 +42,7 @@ class Job:
         means: of the targets; changed in place.
         average: of the student, for release; None where it is not wanted.
         device_seconds: () float64 spent in steps, over all ranks and starts of the run; changed in place.
+        bad: training samples that cannot be read; changed in place.
         dataset: training samples by position.
         held_out: of the val split; None where there is none.
         probe: of run.probe; None where there is none.
@@ -55,6 +57,7 @@ class Job:
     means: Means
     average: Average | None
     device_seconds: torch.Tensor
+    bad: BadSamples
     dataset: PositionDataset
     held_out: PositionDataset | None
     probe: OnlineProbe | None
@@ -66,7 +69,7 @@ class Job:
         state = {f"objective.{name}": value for name, value in self.objective.state.items()}
         state |= {f"means.{name}": value for name, value in self.means._asdict().items()}
         state |= {f"average.{name}": value for name, value in (self.average.state if self.average else {}).items()}
-        return state | {"clock.device_seconds": self.device_seconds}
+        return state | {"clock.device_seconds": self.device_seconds, "bad_samples.state": self.bad.state}
 
 
 def make_objective(cfg: PretrainConfig, device: torch.device) -> Objective:
@@ -100,13 +103,14 @@ def build_job(cfg: PretrainConfig, sets: list[ShardSet], checkpoint: Checkpoint 
     if checkpoint is not None:
         load_strictly(module, checkpoint.part("weights"), f"checkpoint of step {checkpoint.step}")
     average = Average(module.student, device) if cfg.optim.average else None
-    shape = shape_of(cfg)
+    shape, dataset = shape_of(cfg), open_dataset(cfg, sets)
     means = Means(
         torch.zeros(objective.width, device=device), torch.zeros(shape.grid**2, objective.width, device=device)
     )
     return Job(
         cfg, build_engine(module, cfg, world), objective, Looker(cfg, shape.patch, objective.masks, device), means,
-        average, torch.zeros((), dtype=torch.float64), open_dataset(cfg, sets), open_held_out(cfg, sets), probe,
+        average, torch.zeros((), dtype=torch.float64),
+        BadSamples(dataset.order.num_samples, cfg.data.max_bad_fraction), dataset, open_held_out(cfg, sets), probe,
         rank, world,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sharding.order import micro_batches_per_step
-from sharding.stream import CAUSES, Batch
+from sharding.stream import Batch
 from train.config import PretrainConfig
 from train.data import ReadFacts
 from train.engine import set_schedule
@@ -68,7 +68,6 @@ class Reader:
         self._num = micro_batches_per_step(job.cfg.optim.batch, job.cfg.run.micro_batch, job.world)
         stream_type: Any = torch.cuda.Stream  # has no types
         self._side = stream_type() if job.engine.device.type == "cuda" and job.objective.is_frozen else None
-        self._num_bad = torch.zeros(len(CAUSES), dtype=torch.int64)
         self._restart_clock()
         self._ahead = self._begin() if self._side is not None else None
 
@@ -94,14 +93,14 @@ class Reader:
             self._side.wait_stream(torch.cuda.current_stream())
             self._ahead = self._begin()
         self._num_steps += 1
-        self._num_bad += sum(batch.num_bad for batch in found[0])
+        self._job.bad.add(found[0])
         return found
 
     def facts(self, batches: list[Batch]) -> ReadFacts:
         """Of the steps since the last call."""
         seconds = time.perf_counter() - self._started
         keys = sum(int(batch.key_hashes.sum()) for batch in batches)
-        facts = ReadFacts(self._num_steps, seconds, self._waited, keys, self._num_bad)
+        facts = ReadFacts(self._num_steps, seconds, self._waited, keys)
         self._restart_clock()
         return facts
 

@@ -61,7 +61,7 @@ def log_step(
 
     """
     job.device_seconds.add_(read.seconds * job.world)
-    reading = reduce_reading(read, job.cfg, job.dataset.order.num_samples, job.engine.device)
+    reading = reduce_reading(read, job.engine.device) | settle_bad(job, step)
     masks = prepared[-1].view.masks[0]
     shares = torch.stack([part.mean() for part in (masks.filled, masks.target_weight, masks.rejected, masks.failed)])
     values = torch.cat([totals, shares / job.world, totals.new_tensor([stop])])
@@ -72,6 +72,16 @@ def log_step(
     metrics = dict(zip((*STATISTICS, *_MASK_METRICS), found, strict=True))
     record.write(step, metrics | _optimizer_metrics(job) | _speed(job, read, record) | reading)
     return bool(wants_stop)
+
+
+def settle_bad(job: Job, step: int) -> dict[str, int]:
+    """Bad samples up to a step, over all ranks; every rank must call it.
+
+    Raises:
+        InputError: more of an epoch than `data.max_bad_fraction`.
+
+    """
+    return job.bad.settle((step + 1) * job.cfg.optim.batch, job.engine.device)
 
 
 def _optimizer_metrics(job: Job) -> dict[str, float]:
@@ -105,6 +115,7 @@ def save(job: Job, step: int, record: Record, *, with_validation: bool) -> None:
 
     Raises:
         FloatingPointError: the held-out loss or the features are not finite.
+        InputError: too many bad samples.
 
     """
     found = validate(job) if with_validation else None
@@ -122,6 +133,7 @@ def save(job: Job, step: int, record: Record, *, with_validation: bool) -> None:
         print(f"step {step + 1}: {said}")
     comparable = job.objective.is_frozen and not is_collapsed(metrics)
     score = metrics.get("val/loss") if comparable else None
+    settle_bad(job, step)  # a checkpoint has all of them
     record.store.save(job.engine, step + 1, job.state(), score)
 
 

@@ -1,22 +1,25 @@
 """One pretraining from its config to the exported encoder; command.py reads the command line and calls `start`."""
 
+import logging
 import os
 import signal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
+from typing import NamedTuple
 
 from torch import distributed
 
 from sharding.loader import micro_batches
 from sharding.recording import InputError
 from sharding.shard_set import ShardSet
-from train.checkpoint import Checkpoint, CheckpointStore, latest_checkpoint
+from train.agreement import agreed_checkpoint, check_same
+from train.checkpoint import Checkpoint, CheckpointStore
 from train.command import MENDABLE, STOPPED, say
 from train.config import PretrainConfig
 from train.config_file import flat_config, load_config, results_differ, save_config
 from train.data import find_sets, stream_of_rank
-from train.engine import is_lost_rank, matmul_rate, on_rank_0, start_distributed
+from train.engine import is_lost_rank, matmul_rate, on_rank_0, start_distributed, wait_for_rank_0
 from train.flops import costs_of, describe_costs, step_flops_of
 from train.job import Job, begin, build_job
 from train.loop import StoppedError, train
@@ -25,6 +28,21 @@ from train.smoke import describe_config, smoke_config
 from train.tracking import Tracker, git_commit, tracking_uri
 from train.vit import load_strictly, new_student, save_encoder
 
+_log = logging.getLogger(__name__)
+
+
+class Outputs(NamedTuple):
+    """Where a rank puts what it makes.
+
+    Attributes:
+        store: checkpoints.
+        tracker: on rank 0, None elsewhere.
+
+    """
+
+    store: CheckpointStore
+    tracker: Tracker | None
+
 
 class LostRankError(Exception):
     """Another rank, or the network to it, is gone."""
@@ -32,7 +50,7 @@ class LostRankError(Exception):
     def __init__(self, cause: RuntimeError) -> None:
         super().__init__(
             f"rank {os.environ['RANK']}: has lost another rank ({str(cause).partition(chr(10))[0][:200]}); see what "
-            "the others said first, and the network between hosts. The same command goes on from the last checkpoint"
+            "the others print first, and the network between hosts. The same command goes on from the last checkpoint"
         )
 
 
@@ -93,23 +111,22 @@ def pretrain(cfg: PretrainConfig) -> None:
     signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.set())
     sets = find_sets(cfg)  # say what is missing before a process group starts
     rank, world = start_distributed()
-    checkpoint = latest_checkpoint(cfg.run.dir)
+    checkpoint = agreed_checkpoint(cfg, sets)
     on_rank_0(lambda: open_run(cfg, checkpoint))
     job = build_job(cfg, sets, checkpoint, (rank, world))
     facts = facts_of(job, sets)
+    check_same("teacher: sha256", facts["teacher_sha256"][:12], "give all hosts the same teacher")
     if checkpoint is not None:
         check_facts(cfg, checkpoint, facts)
-    tracker = on_rank_0(lambda: open_tracker(job, facts, checkpoint))
-    status = "FAILED"
+    store = CheckpointStore(cfg.run.dir, cfg.run.keep, cfg.run.copy_to, facts)
+    outputs = Outputs(store, on_rank_0(lambda: open_tracker(job, facts, checkpoint)))
     try:
-        run(job, checkpoint, facts, tracker, asked_to_stop)
-        status = "FINISHED"
-    except (StoppedError, KeyboardInterrupt):
-        status = "KILLED"
+        run(job, checkpoint, facts, outputs, asked_to_stop)
+    except BaseException as reason:
+        leave(outputs, reason)
         raise
-    finally:
-        if tracker is not None:
-            tracker.close(status)
+    if not wait_for_rank_0(lambda: ship(outputs), asked_to_stop):
+        raise StoppedError(f"run {cfg.run.dir}: asked to stop before all copies were made; the same command makes them")
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -148,25 +165,48 @@ def open_tracker(job: Job, facts: dict[str, str], checkpoint: Checkpoint | None)
     return Tracker(uri, cfg.run.experiment, cfg.run.dir, params=flat_config(cfg), tags=tags, start=start)
 
 
-def run(
-    job: Job, checkpoint: Checkpoint | None, facts: dict[str, str], tracker: Tracker | None, asked_to_stop: Event
-) -> None:
+def run(job: Job, checkpoint: Checkpoint | None, facts: dict[str, str], outputs: Outputs, asked_to_stop: Event) -> None:
     """Resume or measure, train, export."""
     cfg, start = job.cfg, checkpoint.step if checkpoint else 0
-    store = CheckpointStore(cfg.run.dir, cfg.run.keep, cfg.run.copy_to, facts)
+    if start < cfg.optim.steps:
+        begin(job, checkpoint)
+        width, teacher = job.objective.width, job.objective.teacher
+        if job.rank == 0:
+            print(describe_costs(costs_of(cfg, width, teacher)))
+        peak = matmul_rate(job.engine.device, cfg.optim.precision)
+        record = Record(*outputs, peak, step_flops_of(cfg, width, teacher))
+        stream = micro_batches(job.dataset, stream_of_rank(cfg, job.rank, job.world), start)
+        train(job, stream, start, record, asked_to_stop)
+    on_rank_0(lambda: release(cfg, outputs.store, facts, outputs.tracker))
+
+
+def ship(outputs: Outputs) -> None:
+    """Wait until MLflow and `run.copy_to` have all of a run that is done; on rank 0.
+
+    Raises:
+        InputError: `run.copy_to` lacks a checkpoint.
+
+    """
+    if outputs.tracker is not None:
+        outputs.tracker.close("FINISHED")
+    outputs.store.close()
+
+
+def leave(outputs: Outputs, reason: BaseException) -> None:
+    """End a run before its last step, for a reason that nothing here may hide.
+
+    Who asks a run to stop kills it soon: then nobody waits for copies.
+    """
+    is_stop = isinstance(reason, StoppedError | KeyboardInterrupt)
+    if outputs.tracker is not None:
+        outputs.tracker.close("KILLED" if is_stop else "FAILED")
+    if is_stop:
+        outputs.store.leave()
+        return
     try:
-        if start < cfg.optim.steps:
-            begin(job, checkpoint)
-            width, teacher = job.objective.width, job.objective.teacher
-            if job.rank == 0:
-                print(describe_costs(costs_of(cfg, width, teacher)))
-            peak = matmul_rate(job.engine.device, cfg.optim.precision)
-            record = Record(store, tracker, peak, step_flops_of(cfg, width, teacher))
-            stream = micro_batches(job.dataset, stream_of_rank(cfg, job.rank, job.world), start)
-            train(job, stream, start, record, asked_to_stop)
-        on_rank_0(lambda: release(cfg, store, facts, tracker))
-    finally:
-        store.close()
+        outputs.store.close()
+    except InputError as error:
+        _log.warning("%s; the run ends for another reason: %s: %s", error, type(reason).__name__, reason)
 
 
 def release(cfg: PretrainConfig, store: CheckpointStore, facts: dict[str, str], tracker: Tracker | None) -> None:

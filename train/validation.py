@@ -12,6 +12,7 @@ from torch import distributed
 
 from sharding.order import slice_of_rank
 from sharding.stream import Batch
+from train.bad_samples import BadSamples
 from train.health import effective_rank, measure_means, pooled, spread
 from train.job import Job
 from train.step import STATISTICS, View, prepare, summed
@@ -34,7 +35,12 @@ class Validation(NamedTuple):
 
 @torch.no_grad()
 def validate(job: Job) -> Validation | None:
-    """Score the val split; None without one. Every rank must call it."""
+    """Score the val split; None without one. Every rank must call it.
+
+    Raises:
+        InputError: more of its samples cannot be read than `data.max_bad_fraction` allows.
+
+    """
     if job.held_out is None:
         return None
     if not job.objective.is_frozen:  # targets moved, and their means with them
@@ -46,8 +52,10 @@ def validate(job: Job) -> Validation | None:
     job.engine.eval()
     one = torch.ones((), device=job.engine.device)
     totals = torch.zeros(len(STATISTICS) + 1, device=job.engine.device)
+    num = min(job.cfg.data.val_samples, job.held_out.order.num_samples)
+    bad = BadSamples(num, job.cfg.data.max_bad_fraction, "samples of the val split")
     features, first = [], None
-    for view in _views(job):
+    for view in _views(job, bad):
         part = prepare(view, job.objective, job.means, job.cfg)
         totals += torch.cat([summed(job.engine, [part], one, lambda loss: None), part.weight[None]])
         tokens = job.engine(view.images).float()
@@ -55,21 +63,25 @@ def validate(job: Job) -> Validation | None:
         first = first or (view, tokens)
     job.engine.train()
     assert first is not None
+    num_bad = sum(bad.settle(num, job.engine.device).values())
     distributed.all_reduce(totals)
     *sums, weight = totals.tolist()
     metrics = {
         name.replace("train/", "val/"): value / max(weight, 1) for name, value in zip(STATISTICS, sums, strict=True)
     }
+    metrics["val/bad_samples"] = num_bad
     return Validation(metrics | _spread_of(torch.cat(features)), *first)
 
 
-def _views(job: Job) -> Iterator[View]:
+def _views(job: Job, bad: BadSamples | None = None) -> Iterator[View]:
     assert job.held_out is not None
     num, batch = min(job.cfg.data.val_samples, job.held_out.order.num_samples), job.cfg.optim.batch
     for start in range(0, num, batch):
         positions = np.arange(start, min(start + batch, num))
         for micro in slice_of_rank(positions, job.cfg.run.micro_batch, job.rank, job.world):
             found: Batch = job.held_out.batch(micro)
+            if bad is not None:
+                bad.add([found])
             yield job.look(found, still=True)
 
 

@@ -153,3 +153,34 @@ def test_every_option_that_the_makefile_and_the_readme_show_exists() -> None:
     assert len(shown) > 10
     unknown = [pair for pair in shown if pair[0] not in commands.choices[pair[1]]._option_string_actions]
     assert not unknown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("shards a b --workers 0", "argument --workers: must be at least 1, not 0"),
+        ("shards a b --seconds nan", "argument --seconds: must be a number above 0, not nan"),
+        ("shards a b --memory -1", "argument --memory: must be a number above 0, not -1"),
+        ("embed a b c --topk -1", "argument --topk: must be at least 0, not -1"),
+        ("serve a --max-wait-ms inf", "argument --max-wait-ms: must be a finite number, not inf"),
+        ("pretrain --config c --num-gpus 0", "argument --num-gpus: must be at least 1, not 0"),
+        ("probe --folds 0", "argument --folds: must be at least 1, not 0"),
+        ("plan --frames nan", "argument --frames: must be a number above 0, not nan"),
+        ("doctor --ranks 0", "argument --ranks: must be at least 1, not 0"),
+        ("verify ~nobody-here/a", "argument directory: ~nobody-here is no user of this machine; write the path out"),
+    ],
+)
+def test_a_number_or_path_that_makes_no_sense_is_refused(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        make_parser("").parse_args(words.split())
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_home_directory_is_meant_where_a_shell_leaves_the_tilde() -> None:
+    args = make_parser("").parse_args(["shards", "~/scans", "s3://b/~x", "--labels=~/labels.csv", "--max-frames", "3"])
+    assert args.source == str(Path.home() / "scans")
+    assert args.out == "s3://b/~x"
+    assert args.labels == Path.home() / "labels.csv"

@@ -145,7 +145,7 @@ def test_what_is_not_finite_is_not_saved(
 
 def test_only_rank_0_writes(engine: DeepSpeedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
-    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda said, src: None)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda said, **how: None)
     store = CheckpointStore(tmp_path, keep=1, copy_to=str(tmp_path / "copies"))
     store.save(engine, 1, {})
     store.close()
