@@ -14,15 +14,24 @@ from mlflow.tracking import MlflowClient
 
 from tests.conftest import ROOT
 
-# Imports, waits until all others have, then opens the store and makes a run; prints the run's id.
-STARTER = """
-import sys
-from {module} import open_client, experiment_id
-from train.tracking import keyed_run
-print("ready", flush=True)
-sys.stdin.readline()
-client = open_client(sys.argv[1])
-print(keyed_run(client, experiment_id(client, "us-jepa"), sys.argv[2], {{}}), flush=True)
+# Imports once, then for every line "URI NUMBER" lets so many children open the store and make a run at one moment.
+STARTERS = """
+import os, sys
+from train.tracking import keyed_run, experiment_id, open_client
+for line in sys.stdin:
+    uri, number = line.split()
+    reader, writer = os.pipe()
+    children = []
+    for key in range(int(number)):
+        if not (child := os.fork()):
+            os.close(writer)
+            os.read(reader, 1)  # ends when the parent closes its end: all go at once
+            client = open_client(uri)
+            keyed_run(client, experiment_id(client, "us-jepa"), str(key), {})
+            os._exit(0)
+        children.append(child)
+    os.close(reader), os.close(writer)
+    print(*(os.waitpid(child, 0)[1] for child in children), flush=True)
 """
 
 
@@ -50,26 +59,26 @@ def run_command_of(message: str) -> int:
     return subprocess.run(["bash", "-c", found[1]], env=os.environ | {"PATH": path}, check=False).returncode
 
 
-def start_at_once(uri: str, number: int, module: str = "train.mlflow_store") -> list[tuple[str, str]]:
-    """Let processes make a run each in one store at the same moment; what each printed, and its standard error."""
-    code = STARTER.format(module=module)
-    command = [sys.executable, "-c", code, uri]
-    starters = [
-        subprocess.Popen(
-            [*command, str(key)],
-            cwd=ROOT,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for key in range(number)
-    ]
-    for starter in starters:
-        assert starter.stdout is not None
-        starter.stdout.readline()
-    for starter in starters:
-        assert starter.stdin is not None
-        starter.stdin.write("go\n")
-        starter.stdin.flush()
-    return [starter.communicate(timeout=120) for starter in starters]
+def start_at_once(folder: Path, stores: dict[str, int]) -> list[str]:
+    """Let processes make a run each in one store at the same moment.
+
+    Args:
+        folder: where they run.
+        stores: URI, and how many.
+
+    Returns:
+        what they printed on standard error and, last, the exit codes of each store's processes.
+
+    """
+    lines = "".join(f"{uri} {number}\n" for uri, number in stores.items())
+    done = subprocess.run(
+        [sys.executable, "-c", STARTERS], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        input=lines, capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    return [*done.stderr.splitlines(), *done.stdout.splitlines()]
+
+
+def copy_of(migrated: Path, place: Path) -> str:
+    """A store of its own with MLflow's tables, which are slow to make; returns its URI."""
+    place.write_bytes(migrated.read_bytes())
+    return f"sqlite:///{place}"

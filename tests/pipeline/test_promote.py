@@ -5,10 +5,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pytest
 import torch
+from mlflow.artifacts import download_artifacts
 
 from eval.encoders import open_encoder
 from pipeline import cli
@@ -73,7 +73,9 @@ def champion_tags(place: Path) -> dict[str, str]:
     return dict(client.get_model_version_by_alias("us-jepa", CHAMPION).tags)
 
 
-def test_the_first_becomes_champion_and_is_the_encoder_that_was_trained(place: Path) -> None:
+def test_the_first_becomes_champion_and_is_the_encoder_that_was_trained(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = Promotion(place / "old", probed(place, {"old": 0.8}))
     assert promote(asked) == Promoted("us-jepa version 1 is champion: there was no champion", is_champion=True)
     assert promote(asked).text == "us-jepa version 1 is champion: it was champion already"
@@ -83,7 +85,8 @@ def test_the_first_becomes_champion_and_is_the_encoder_that_was_trained(place: P
     version = client.get_model_version_by_alias("us-jepa", CHAMPION)
     assert "| old | 0.800 (" in version.description
     assert str(place) not in version.description
-    folder = Path(mlflow.artifacts.download_artifacts("models:/us-jepa@champion", dst_path=str(place / "got")))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
+    folder = Path(download_artifacts("models:/us-jepa@champion", dst_path=str(place / "got")))
     assert "| old | 0.800 (" in (folder / "README.md").read_text()
     images = torch.rand(2, 1, SIZE, SIZE)
     wanted = load_encoder(place / "old" / "encoder").eval()(images)
