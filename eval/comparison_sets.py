@@ -13,7 +13,7 @@ from eval.leaks import find_leaks
 from eval.partition import SPLITS, folds_of
 from eval.probe import ProbeConfig
 
-VERSION = 2  # of what the cells hold
+VERSION = 3  # of what the cells hold
 
 
 def set_cell(dataset: LabelledSet, cfg: ProbeConfig, out: Path) -> Json:

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,9 @@ class LabelledSet:
     masks: np.ndarray | None = None
     values: np.ndarray | None = None
 
-    @property
+    @cached_property
     def sha256(self) -> str:
-        """Of all that a sample has, sample after sample in the order of the keys, hex."""
+        """Hash of all that a sample has, sample after sample in the order of the keys, hex; made once: it reads gigabytes."""
         digest = hashlib.sha256()
         for row in np.argsort(self.keys):
             split = "" if self.splits is None else self.splits[row]
