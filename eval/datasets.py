@@ -49,7 +49,7 @@ class LabelledSet:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of all that a sample has, sample after sample in the order of the keys, hex; made once: it reads gigabytes."""
+        """Hash of all that a sample has, sample after sample in the order of the keys, hex; it is made once."""
         digest = hashlib.sha256()
         for row in np.argsort(self.keys):
             split = "" if self.splits is None else self.splits[row]

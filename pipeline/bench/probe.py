@@ -7,8 +7,9 @@ chosen on an inner split by group and a fit on all train rows. The fair probe ru
 the same, so those of scikit-learn run one cell (every fit cold with its default solver; and, the fair opponent for two
 classes, `newton-cholesky` along a warm path of strengths), that of the paper a few fits of its 500, spread over
 strengths, seeds and folds (its strength is the weight decay; every fit is 150 epochs with patience 15); all are scaled
-to the grid, and what was measured is printed. scikit-learn is stopped after 2,000 iterations, which at the weakest strengths is in its
-favour. CPU time of the process (OMP_NUM_THREADS=1), so that neighbours disturb little; the ratios are the gates.
+to the grid, and what was measured is printed. scikit-learn is stopped after 2,000 iterations, which at the weakest
+strengths is in its favour. CPU time of the process (OMP_NUM_THREADS=1), so that neighbours disturb little; the ratios
+are the gates.
 """
 
 import argparse

@@ -33,9 +33,9 @@ def test_the_interval_is_that_of_the_mean_and_narrower_than_that_of_single_draws
     observed = [resampled_score("macro_f1", data.labels, draw, group_of_each, once)[0] for draw in by_seed]
     single = np.array([resampled_score("macro_f1", data.labels, draw, group_of_each, weights) for draw in by_seed])
     assert np.isclose(cell["value"], np.mean(observed))
+    assert np.allclose([cell["low"], cell["high"]], np.percentile(single.mean(axis=0), [2.5, 97.5]))
     assert np.isclose(cell["deviation"], np.std(observed, ddof=1))
     assert cell["deviation"] > 0.02
-    assert np.allclose([cell["low"], cell["high"]], np.percentile(single.mean(axis=0), [2.5, 97.5]))
     assert cell["low"] < cell["value"] < cell["high"]
     low, high = np.percentile(single, [2.5, 97.5])  # of the draws, as if one of them were the number
     assert cell["high"] - cell["low"] < 0.9 * (high - low)
