@@ -9,7 +9,7 @@ import pipeline.show
 from eval.cells import Json
 from pipeline import cli
 from tests.cases import mlflow_states
-from train.mlflow_store import open_client
+from train.mlflow_store import experiment_id, open_client
 
 
 def test_results_are_printed_before_mlflow_refuses_them_and_are_sent_by_the_same_command(
@@ -17,7 +17,7 @@ def test_results_are_printed_before_mlflow_refuses_them_and_are_sent_by_the_same
 ) -> None:
     uri, out = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "probe"
     client = open_client(uri)
-    experiment = client.create_experiment("us-jepa")
+    experiment = experiment_id(client, "us-jepa")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     words = ["--encoders", "pixels", "--sets", str(labelled), "--out", str(out), "--size", "32", "--frames", "1"]
     monkeypatch.setattr(sys, "argv", ["us-jepa", "probe", *words, "--folds", "3", "--no-frames"])
