@@ -89,7 +89,7 @@ export-check: setup  ## exports in fresh environments: timm alone, onnxruntime a
 bench-embed: setup  ## us-jepa embed beside the bare encoder, on the same frames
 	$(BIN)/python -m pipeline.bench.embed
 
-bench-probe: setup  ## the fair probe beside cold scikit-learn and the paper's loop, on the same grid; exit code 1 below a gate
+bench-probe: setup  ## the fair probe beside scikit-learn (cold and warm) and the paper's loop, on the same grid; exit code 1 below a gate
 	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.bench.probe
 
 bench-serve: setup  ## us-jepa serve with 16 clients beside the offline way, on the same frames

@@ -20,7 +20,8 @@ from deploy.decoders import Decoders
 from deploy.embed import open_on_device, size_of, vectors_of
 from deploy.upload import MemoryFile, Refused, UploadLimits, check_size
 from eval.encoders import FrozenEncoder
-from train.tracking import log_loadable, recorded_run
+from train.mlflow_store import in_one_sentence, recorded_run
+from train.tracking import log_loadable
 
 _COLUMN = "upload"
 _NUM_DECODERS = 2
@@ -77,8 +78,9 @@ def log_to_mlflow(run_dir: Path) -> str:
     """Log a run's encoder as a model of its MLflow run; returns the MODEL of `mlflow models serve`.
 
     Raises:
-        InputError: the run is not in MLflow, or the store cannot be reached.
+        InputError: the run is not in MLflow, was deleted there, or the store cannot be reached.
 
     """
     client, run_id = recorded_run(run_dir)
-    return log_loadable(client, run_id, __name__, run_dir / "encoder", _COLUMN)
+    with in_one_sentence(f"run {run_dir}: its encoder", "the same command sends it again"):
+        return log_loadable(client, run_id, __name__, run_dir / "encoder", _COLUMN)

@@ -7,6 +7,7 @@ OUT/mlflow_run.json  which run of MLflow is this comparison's
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -26,7 +27,7 @@ from eval.probe_tables import latex, markdown
 from eval.results import MAJORITY, METRICS, SetCells, results_of
 from sharding.recording import InputError
 from sharding.store import Store
-from train.comparison_runs import Probed, record_comparison
+from train.comparison_runs import Probed, check_record, record_comparison
 from train.config_file import load_config
 
 PIXELS = "pixels"
@@ -105,24 +106,31 @@ def config_of_run(run_dir: Path, folder: str, probe: ProbeConfig, frames_per_rec
     )
 
 
-def compare(cfg: ComparisonConfig, out: Path, *, record: bool = True) -> Json:
+def compare(
+    cfg: ComparisonConfig, out: Path, *, record: bool = True, show: Callable[[Json], None] = lambda _: None
+) -> Json:
     """Probe all encoders on all sets, write what OUT holds, and return the results.
 
     Args:
         cfg: what is compared.
         out: folder; the same command continues what was stopped there.
         record: in MLflow, too, once all files are written.
+        show: is given the results once all files are written, before MLflow, which may refuse them.
 
     Raises:
-        InputError: an encoder or a set that cannot be used, another process at work in OUT, or no answer from MLflow.
+        InputError: an encoder or a set that cannot be used, another process at work in OUT, an experiment that was
+            deleted in MLflow, or, when all else is done, no answer from it.
 
     """
     out.mkdir(parents=True, exist_ok=True)
     with Store(out).locked("comparison"):
         contenders = find_contenders(cfg.encoders)
+        if record:
+            check_record(out, sorted({one.run_dir for one in contenders if one.run_dir is not None}))
         sets = [cells_of_set(cfg, spec, contenders, out) for spec in cfg.sets]
         results = results_of(_settings(cfg), [one.facts() for one in contenders], _matches(contenders), sets)
         _write(out, results, sets)
+        show(results)
         if record:
             record_comparison(out, _probed(cfg, contenders, results), [out / name for name in _FILES])
     return results

@@ -77,9 +77,9 @@ def _cell(result: ProbeResult, data: LabelledSet) -> Json:
 def few_shot_cell(data: LabelledSet, cfg: ProbeConfig, features: np.ndarray) -> Json:
     """Macro F1 of the fair probe by share of the train groups in per cent: mean over the draws of these.
 
-    The interval is that of this mean: every resample of the scored groups gives the mean over the same draws. `draws`
-    holds the score of each, which is the chance of which groups were drawn. `num_fixed` fits had too few groups to
-    choose a strength.
+    The interval is that of this mean over resampled groups: it covers the chance in which groups were scored.
+    `deviation` is that of the draws, each scored on all groups. `num_fixed` fits had too few groups to choose a
+    strength.
     """
     found = few_shot(features, data.labels, data.groups, cfg, data.splits)
     return {f"{100 * share:g}": _few_shot_score(result, data) for share, result in found.items()}
@@ -93,8 +93,8 @@ def _few_shot_score(result: ProbeResult, data: LabelledSet) -> Json:
     draws = [values[rows] for values in result.by_seed]
     observed = [macro_f1(labels, values) for values in draws]
     resampled = [resampled_score("macro_f1", labels, values, group_of_each, weights) for values in draws]
-    interval = interval_of(np.mean(resampled, axis=0))
-    return _score(float(np.mean(observed)), interval) | {"draws": observed, "num_fixed": result.num_fixed}
+    spread = {"deviation": float(np.std(observed, ddof=1)), "num_fixed": result.num_fixed}
+    return _score(float(np.mean(observed)), interval_of(np.mean(resampled, axis=0))) | spread
 
 
 def degraded_macro_f1(data: LabelledSet, cfg: ProbeConfig, clean: np.ndarray, degraded: np.ndarray) -> list[float]:

@@ -29,18 +29,20 @@ def intervals_png(table: Json, metric: str = "macro_f1") -> bytes:
     return png(plot)
 
 
-def few_shot_png(curves: dict[str, Json]) -> bytes:
-    """Macro F1 by share of the training samples; {encoder: {share in per cent: {value, low, high, draws}}}."""
+def few_shot_png(curves: dict[str, Json], whole: str) -> bytes:
+    """Macro F1 by share of the training patients, or what `whole` names.
+
+    Curves are {encoder: {share in per cent: {value, low, high, deviation}}}.
+    """
     plot, axes = _plot(3.2)
     for name, curve in curves.items():
         shares = sorted(curve, key=float)
         x = np.array([float(share) for share in shares])
         value, low, high = (np.array([curve[share][key] for share in shares]) for key in ("value", "low", "high"))
-        line = axes.plot(x, value, marker="o", label=name)[0]
+        deviation = [curve[share]["deviation"] for share in shares]
+        line = axes.errorbar(x, value, deviation, marker="o", capsize=2, label=name)[0]
         axes.fill_between(x, low, high, alpha=0.12, color=line.get_color())
-        draws = [curve[share]["draws"] for share in shares]
-        axes.vlines(x, [min(one) for one in draws], [max(one) for one in draws], color=line.get_color(), lw=1)
-    axes.set(xscale="log", xlabel="% of the training groups (patients)", ylabel=METRICS["macro_f1"])
+    axes.set(xscale="log", xlabel=f"% of the training {whole}", ylabel=METRICS["macro_f1"])
     axes.set_xticks(x, [f"{share:g}" for share in x])
     axes.minorticks_off()
     _legend(axes, len(curves))

@@ -17,7 +17,7 @@ from eval.probe_tables import (
     score_rows,
     verdict,
 )
-from eval.results import MAIN_METRICS, groups_in_words
+from eval.results import MAIN_METRICS, scored
 from eval.robustness import relative_drop
 from eval.weighted import BINARY
 from sharding.page import Figure, Section, render_page
@@ -136,9 +136,8 @@ def _shown(results: Json, table: Json) -> list[str]:
 
 def _facts(one: Json) -> Section:
     lines = [
-        f"{one['num_samples']} frames, {one['num_reported']} of them scored, of {groups_in_words(one)}; "
-        f"classes: {', '.join(one['classes'])}.",
-        _use_of(one["splits"]),
+        f"{one['num_samples']} frames; scored: {scored(one)}; classes: {', '.join(one['classes'])}.",
+        _use_of(one),
         *one["remarks"],
     ]
     if one["num_refused"]:
@@ -151,10 +150,11 @@ def _positive(classes: list[str]) -> str:
     return classes[1] if len(classes) == BINARY else "each class against the others, the mean"
 
 
-def _use_of(splits: dict[str, int] | None) -> str:
+def _use_of(one: Json) -> str:
     """Which frames served what."""
+    splits, whole = one["splits"], "patient" if one["has_groups"] else "frame"
     if splits is None:
-        return "Cross-validated: a patient is scored by probes of other patients. The intervals are too narrow."
+        return f"Cross-validated: a {whole} is scored by probes of other {whole}s. The intervals are too narrow."
     chosen = f"chosen on {splits['val']} (val)" if "val" in splits else "chosen on a part of these by group"
     return f"Published splits: fitted on {splits['train']} frames (train), {chosen}, scored on {splits['test']} (test)."
 
@@ -162,12 +162,14 @@ def _use_of(splits: dict[str, int] | None) -> str:
 def _curves(one: Json) -> list[Section]:
     name, sections = one["name"], []
     if one["few_shot"]:
+        whole = "patients" if one["has_groups"] else "frames"
         caption = (
-            "Macro F1 of the fair probe with part of the training groups (patients), mean of five draws of them; "
-            "shaded: 95 % interval of that mean, over scored groups; bars: the lowest and highest draw. Where a class "
-            "has too few groups to choose the strength with, C is 1."
+            f"Macro F1 of the fair probe with part of the training {whole}, mean of five draws of them; shaded: 95 % "
+            f"interval of this mean over scored {whole}; bars: standard deviation of the draws. Where a class has too "
+            "few to choose the strength with, C is 1."
         )
-        sections.append(Section(f"{name}: few shots", figures=(Figure(few_shot_png(one["few_shot"]), caption),)))
+        figure = Figure(few_shot_png(one["few_shot"], whole), caption)
+        sections.append(Section(f"{name}: few shots", figures=(figure,)))
     if one["robustness"]:
         caption = "Probes of clean frames on degraded ones: drop of macro F1, relative to that of clean frames."
         drops = {encoder: relative_drops(cell) for encoder, cell in one["robustness"].items()}

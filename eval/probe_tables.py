@@ -199,7 +199,7 @@ def _latex_table(rows: Rows, protocol: str, metric: str) -> str:
     columns = "l" + "c" * (len(header) - 1)
     caption = (
         f"{_capital(metric)} of the {_escaped(protocol)} probe of frozen features, with 95\\,\\% intervals by "
-        "bootstrap over patients. An asterisk marks a probe that predicts one class."
+        "bootstrap over groups. An asterisk marks a probe that predicts one class."
     )
     return "\n".join([
         "\\begin{table}", f"\\caption{{{caption}}}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule", *lines,

@@ -81,16 +81,14 @@ def headline(one: Json, table: Json, student: str, teacher: str, num_sets: int) 
     over = f" after Holm's correction over {num_sets} sets" if num_sets > 1 else ""
     return (
         f"{student} {word} its teacher: macro F1 {pair['difference']:+.3f}, 95 % interval {pair['low']:+.3f} to "
-        f"{pair['high']:+.3f}, p {pair['p_holm']:.3f}{over}, {groups_in_words(one)}, "
-        f"{one['num_reported']} frames."
+        f"{pair['high']:+.3f}, p {pair['p_holm']:.3f}{over}, {scored(one)}."
     )
 
 
-def groups_in_words(one: Json) -> str:
-    """The number of scored groups of a set; patients only where some group has several frames."""
-    if one["num_groups"] == one["num_reported"]:
-        return f"{one['num_groups']} groups of one frame each"
-    return f"{one['num_groups']} groups (patients)"
+def scored(one: Json) -> str:
+    """How many frames of a set were scored, and of how many patients: without groups, a frame is a group of its own."""
+    frames = f"{one['num_reported']} frames"
+    return f"{one['num_groups']} patients, {frames}" if one["has_groups"] else f"{frames}, each a group of its own"
 
 
 def find_pair(table: Json, first: str, second: str, metric: str) -> Json:
@@ -115,6 +113,7 @@ def _set_results(cells: SetCells) -> Json:
     return shown | {
         "num_samples": len(facts["labels"]),
         "num_reported": len(reported),
+        "has_groups": len(set(facts["groups"])) < len(facts["groups"]),
         "num_groups": len(set(np.array(facts["groups"])[reported].tolist())),
         "tables": tables,
         "few_shot": cells.few_shot,

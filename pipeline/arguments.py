@@ -236,7 +236,8 @@ def _add_promote(commands: _Commands) -> None:
         help="register an encoder in MLflow; into use if it beats what is in use",
         description="""Registers the exported encoder with its probe table and gives it the alias `candidate`; and
         `champion` where it beats the champion in the paired test of a comparison that has both: a significant
-        difference of macro F1 on a set at least, and none against it.""",
+        difference of macro F1 on a set at least, and none against it. Exit codes: 0 it is champion; 3 it is registered
+        as candidate and does not beat the champion; 2 nothing is promoted, and the message names what to fix.""",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = promote.add_argument

@@ -19,6 +19,7 @@ import argparse
 import importlib.util
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,11 +110,9 @@ def _pretrain(args: argparse.Namespace) -> int:
 def _probe(args: argparse.Namespace) -> int:
     cfg, out = _comparison(args)
     from eval.comparison import compare
-    from eval.probe_tables import probe_tables
-    from pipeline.show import print_tables
+    from pipeline.show import print_comparison
 
-    print_tables(probe_tables(compare(cfg, out)))
-    print(f"results: {out / 'results.json'}\ntables:  {out / 'table.md'}, table.tex\nreport:  {out / 'report.html'}")
+    compare(cfg, out, show=partial(print_comparison, out))
     print("next:    make review   (this comparison and its runs in MLflow)")
     return 0
 
@@ -196,10 +195,11 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _promote(args: argparse.Namespace) -> int:
-    from pipeline.promote import Promotion, promote
+    from pipeline.promote import NOT_PROMOTED, Promotion, promote
 
-    print(promote(Promotion(args.run, args.probe, args.model, args.data_licence, args.force)))
-    return 0
+    promoted = promote(Promotion(args.run, args.probe, args.model, args.data_licence, args.force))
+    print(promoted.text)
+    return 0 if promoted.is_champion else NOT_PROMOTED
 
 
 # in the order of --help

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pydicom
@@ -14,7 +15,7 @@ from eval.probe_tables import probe_tables
 from eval.report import write_run_report
 from pipeline.launch import launch
 from pipeline.shards import make_shards, verify_shards
-from pipeline.show import print_tables
+from pipeline.show import print_comparison
 from sharding.policy import Job, Policy
 from sharding.sources.synthetic_files import write_demo_set
 from train.tracking import log_artifacts
@@ -42,15 +43,15 @@ def run_demo(out: Path) -> None:
         overrides += [f"teacher.source={runs['teacher']}"] if name == "student" else []
         if launch(_CONFIGS / config, overrides, _NUM_RANKS) != 0:
             raise RuntimeError(f"pretraining the {name} failed; its own message is above")
-    tables = probe_tables(compare(config_of_run(runs["student"], str(labelled), ProbeConfig()), out / "probe"))
+    cfg, probe = config_of_run(runs["student"], str(labelled), ProbeConfig()), out / "probe"
+    tables = probe_tables(compare(cfg, probe, show=partial(print_comparison, probe)))
     report = out / "report.html"
     write_run_report(runs, tables, report)
     encoder = export_encoder(runs["student"], out / "encoder", tables=tables)
-    log_artifacts(runs["student"], {"report.html": report, "export": encoder})
-    print_tables(tables)
     pages = {"report": report, "probe": out / "probe" / "report.html", "encoder": encoder}
     for name, place in (pages | {"shards": out / "shards" / "report.html"}).items():
         print(f"{name + ':':<8} {place}")
+    log_artifacts(runs["student"], {"report.html": report, "export": encoder})
     print("next:    make review   (runs, curves, report)   |   make shards SRC=your/scans OUT=build/mine")
 
 

@@ -24,9 +24,9 @@ from sharding.deidentify import load_key
 from sharding.policy import Limits
 from sharding.recording import InputError
 from train.config_file import load_config
+from train.mlflow_store import check_uri, open_client, tracking_uri
 from train.objective import shape_of
 from train.teacher import load_teacher
-from train.tracking import check_uri, open_client, tracking_uri
 
 Grade = Literal["ok", "warn", "fail"]
 

@@ -11,9 +11,10 @@ from deploy.promotion import Comparison, beats, load_comparison
 from eval.encoders import open_encoder
 from eval.probe_tables import ProbeTable, load_tables
 from sharding.recording import InputError
+from train.mlflow_store import in_one_sentence, recorded_run
 from train.registry import CANDIDATE, CHAMPION, Entry, Version, find_alias, register, set_alias, set_tags
-from train.tracking import recorded_run
 
+NOT_PROMOTED = 3  # exit code: all that was asked is done, and the encoder is candidate, not champion
 _MAX_DESCRIPTION = 5000  # characters, what MLflow's databases hold
 
 
@@ -37,18 +38,26 @@ class Promotion:
     force: bool = False
 
 
-def promote(asked: Promotion) -> str:
+@dataclass(frozen=True)
+class Promoted:
+    """What a promotion came to: a sentence, and whether the encoder is champion now, or only candidate."""
+
+    text: str
+    is_champion: bool
+
+
+def promote(asked: Promotion) -> Promoted:
     """Register a run's encoder as `candidate`, and as `champion` where it beats the present one.
 
     Beating: a significant paired difference of macro F1 on a set at least, and none against it on any. The first
     encoder of a registry becomes champion as it comes. The same command again changes nothing.
 
     Returns:
-        what was done, in a sentence.
+        what was done. An encoder that does not beat the champion is registered, and stays candidate.
 
     Raises:
-        InputError: it does not beat the champion (it stays registered as candidate), the two were not compared, or the
-            run is not finished, probed, or in MLflow.
+        InputError: the two were not compared, or the run is not finished, probed, or in MLflow; then nothing is
+            registered. Or MLflow refuses or does not answer.
 
     """
     client, run_id = recorded_run(asked.run)
@@ -57,19 +66,22 @@ def promote(asked: Promotion) -> str:
     if identity not in comparison.names:
         known = ", ".join(comparison.names.values())
         raise InputError(f"probe {folder}: the encoder of {asked.run} is not in it (it has {known}); {_advice(asked)}")
-    champion = find_alias(client, asked.name, CHAMPION)
-    wins, reason = _judge(comparison, identity, champion, asked)
-    tables = load_tables(folder)
-    with tempfile.TemporaryDirectory() as scratch:
-        export = export_encoder(asked.run, Path(scratch) / "export", "hf", tables, asked.data_licence)
-        version = register(client, Entry(asked.name, run_id, identity, _description(asked.run, tables)), export)
-    set_alias(client, asked.name, version, CANDIDATE)
-    said = f"{asked.name} version {version.number}"
-    if not wins and not asked.force:
-        raise InputError(f"{said} is registered as {CANDIDATE}, and is not promoted: {reason}. --force does it anyway")
-    set_alias(client, asked.name, version, CHAMPION)
-    set_tags(client, asked.name, version, {"us_jepa.promoted_because": reason if wins else f"forced, though: {reason}"})
-    return f"{said} is {CHAMPION}: {reason}" + ("" if wins else " (forced)")
+    with in_one_sentence(f"promote {asked.run}", "the same command goes on with it"):
+        champion = find_alias(client, asked.name, CHAMPION)
+        wins, reason = _judge(comparison, identity, champion, asked)
+        tables = load_tables(folder)
+        with tempfile.TemporaryDirectory() as scratch:
+            export = export_encoder(asked.run, Path(scratch) / "export", "hf", tables, asked.data_licence)
+            version = register(client, Entry(asked.name, run_id, identity, _description(asked.run, tables)), export)
+        set_alias(client, asked.name, version, CANDIDATE)
+        said = f"{asked.name} version {version.number}"
+        if not wins and not asked.force:
+            text = f"{said} is registered as {CANDIDATE}, and is not promoted: {reason}. --force does it anyway"
+            return Promoted(text, is_champion=False)
+        set_alias(client, asked.name, version, CHAMPION)
+        because = reason if wins else f"forced, though: {reason}"
+        set_tags(client, asked.name, version, {"us_jepa.promoted_because": because})
+    return Promoted(f"{said} is {CHAMPION}: {reason}" + ("" if wins else " (forced)"), is_champion=True)
 
 
 def _judge(comparison: Comparison, identity: str, champion: Version | None, asked: Promotion) -> tuple[bool, str]:

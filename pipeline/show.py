@@ -1,9 +1,18 @@
 """Probe tables on the terminal."""
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
-from eval.probe_tables import ProbeTable
+from eval.cells import Json
+from eval.probe_tables import ProbeTable, probe_tables
+
+
+def print_comparison(out: Path, results: Json) -> None:
+    """Print the tables of a comparison, and where its files are."""
+    print_tables(probe_tables(results))
+    print(f"results: {out / 'results.json'}\ntables:  {out / 'table.md'}, table.tex\nreport:  {out / 'report.html'}")
 
 
 def print_tables(tables: list[ProbeTable]) -> None:

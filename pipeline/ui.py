@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from pipeline.views import MODE, VIEWS
-from train.tracking import open_client, tracking_uri
+from sharding.recording import InputError
+from train.mlflow_store import open_client, tracking_uri
 
 
 def main() -> None:
@@ -33,4 +34,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        print(f"ui: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -11,20 +11,19 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sharding.recording import InputError
 from sharding.store import Store
 from train.journal import read_record
-from train.tracking import (
+from train.mlflow_store import (
+    existing_experiment,
     experiment_id,
-    external_model,
-    git_commit,
-    keyed_run,
-    log_scores,
+    find_run,
+    in_one_sentence,
+    missing_run,
     open_client,
-    recorded_run,
-    run_exists,
-    send_artifact,
     tracking_uri,
 )
+from train.tracking import external_model, git_commit, keyed_run, log_scores, send_artifact
 
 _log = logging.getLogger(__name__)
 RECORD = "mlflow_run.json"
@@ -80,6 +79,35 @@ class Probed:
         return hashlib.sha256(described.encode()).hexdigest()[:32]
 
 
+def check_record(out: Path, run_dirs: list[Path]) -> None:
+    """Before the work: can its record be made at the end? What would only lack a link is a warning.
+
+    Args:
+        out: folder of the comparison.
+        run_dirs: of the pretrainings among the encoders.
+
+    Raises:
+        InputError: the experiment was deleted, or a sqlite file cannot be opened. A server that does not answer is a
+            warning.
+
+    """
+    place = _place(out, run_dirs)
+    try:
+        client = open_client(place.tracking_uri)
+    except InputError as error:
+        if place.tracking_uri.startswith("sqlite:"):
+            raise
+        _log.warning("%s. The comparison goes on; the same command sends it later", error)
+        return
+    with in_one_sentence(f"comparison {out}", "see what the server says"):
+        existing_experiment(client, place.experiment)
+        for run_dir in run_dirs:
+            try:
+                _link(run_dir, place.tracking_uri)
+            except InputError as error:
+                _log.warning("%s", error)
+
+
 def record_comparison(out: Path, probed: list[Probed], artifacts: list[Path]) -> str:
     """Send a finished comparison to MLflow and return the id of its run.
 
@@ -92,17 +120,25 @@ def record_comparison(out: Path, probed: list[Probed], artifacts: list[Path]) ->
         artifacts: files to store.
 
     Raises:
-        InputError: the store cannot be reached, or a pretraining is not in MLflow yet.
+        InputError: the store cannot be reached or refuses, the experiment was deleted, or a pretraining is not in
+            MLflow yet.
 
     """
-    run_dirs = sorted({one.run_dir for one in probed if one.run_dir is not None})
-    place = _place(out, run_dirs)
+    place = _place(out, run_dirs := sorted({one.run_dir for one in probed if one.run_dir is not None}))
+    with in_one_sentence(f"comparison {out}", "its results are written, and the same command sends them again"):
+        return _send(
+            out, place, probed, {run_dir: _link(run_dir, place.tracking_uri) for run_dir in run_dirs}, artifacts
+        )
+
+
+def _send(
+    out: Path, place: Place, probed: list[Probed], links: dict[Path, dict[str, str]], artifacts: list[Path]
+) -> str:
     client = open_client(place.tracking_uri)
     experiment = experiment_id(client, place.experiment)
     tags = {"mlflow.runName": f"comparison {out.resolve().name}", STAGE_TAG: "comparison", "git_commit": git_commit()}
-    links = {run_dir: _link(run_dir) for run_dir in run_dirs}
-    if len(run_dirs) == 1 and _PRETRAINING in links[run_dirs[0]]:
-        tags["mlflow.parentRunId"] = links[run_dirs[0]][_PRETRAINING]
+    if len(links) == 1 and (pretraining := next(iter(links.values())).get(_PRETRAINING)):
+        tags["mlflow.parentRunId"] = pretraining
     parent = keyed_run(client, experiment, place.key, tags)
     _write(out, Place(**asdict(place) | {"run_id": parent}))
     for one in probed:
@@ -137,14 +173,21 @@ def _write(out: Path, place: Place) -> None:
     Store(out).write(RECORD, (json.dumps(asdict(place), indent=1) + "\n").encode())
 
 
-def _link(run_dir: Path) -> dict[str, str]:
-    """Tags that lead from a probe to its pretraining and the data of that; none where the store has lost the run."""
-    client, run_id = recorded_run(run_dir)
-    if not run_exists(client, run_id):
-        _log.warning(
-            "run %s: MLflow at %s does not have it (%s); its probes are recorded without a link to it",
-            run_dir, client.tracking_uri, run_id,
-        )  # fmt: skip
+def _link(run_dir: Path, uri: str) -> dict[str, str]:
+    """Tags that lead from a probe, recorded in the store `uri`, to its pretraining and the data of that.
+
+    There is no link to a run in another store, and nothing of one that its store has lost: both are said.
+    """
+    client, run_id = find_run(run_dir)
+    if missing := missing_run(client, run_id):
+        _log.warning("run %s: %s; its probes are recorded without a link to it", run_dir, missing)
         return {}
     known = client.get_run(run_id).data.tags
-    return {_PRETRAINING: run_id} | {key: known[key] for key in _LINKED if key in known}
+    facts = {key: known[key] for key in _LINKED if key in known}
+    if client.tracking_uri != uri:
+        _log.warning(
+            "run %s: is in MLflow at %s, and the comparison at %s; its probes are recorded without a link to it",
+            run_dir, client.tracking_uri, uri,
+        )  # fmt: skip
+        return facts
+    return {_PRETRAINING: run_id} | facts

@@ -23,9 +23,10 @@ from train.engine import is_lost_rank, matmul_rate, on_rank_0, start_distributed
 from train.flops import costs_of, describe_costs, step_flops_of
 from train.job import Job, begin, build_job
 from train.loop import StoppedError, train
+from train.mlflow_store import tracking_uri
 from train.record import Record
 from train.smoke import describe_config, smoke_config
-from train.tracking import Tracker, git_commit, tracking_uri
+from train.tracking import Tracker, git_commit
 from train.vit import load_strictly, new_student, save_encoder
 
 _log = logging.getLogger(__name__)

@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from sharding.recording import InputError
+
 _RETRY_SECONDS = 5.0
 _LAST_RETRY_SECONDS = 1.0
 _CLOSE_SECONDS = 30.0  # without progress
@@ -76,6 +78,7 @@ class Shipper:
             self._send()
         except Exception as error:  # every receiver has its own; none may end training, all are said and tried again
             cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"
+            cause = str(error) if isinstance(error, InputError) else cause  # a sentence already, with what to type
             if not self.trouble:
                 _log.warning("%s fails (%s); training goes on, and it is tried again", self._name, cause)
             self.trouble = cause

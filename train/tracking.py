@@ -1,4 +1,4 @@
-"""MLflow, on rank 0 alone. The only importer of mlflow.
+"""What MLflow keeps of runs: metrics, artifacts, models; and the record of a pretraining, on rank 0 alone.
 
 Training never waits for a server: everything goes into the journal of the run directory first (train/journal.py).
 """
@@ -12,95 +12,69 @@ import subprocess
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default blocks four minutes on a dead server
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # seconds; the default is two minutes
-import mlflow
-from mlflow.entities import Dataset, DatasetInput, LoggedModelInput, Metric, Param, RunTag
+import mlflow.pyfunc
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    LifecycleStage,
+    LoggedModel,
+    LoggedModelInput,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    RunTag,
+    ViewType,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
+from mlflow.models.utils import get_external_mlflow_model_spec
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, Schema
-from sqlalchemy.exc import SQLAlchemyError
 
-from sharding.recording import InputError
 from sharding.store import sync
 from train.environment import environment
-from train.journal import Artifact, Journal, read_record
+from train.journal import Artifact, Journal
+from train.mlflow_store import (
+    check_uri,
+    existing_experiment,
+    experiment_id,
+    in_one_sentence,
+    open_client,
+    recorded_run,
+    restore_deleted,
+    run_exists,
+)
 from train.shipper import Shipper
 
-_KINDS = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 _KEY_TAG = "us_jepa.run_key"
 _IDENTITY_TAG = "us_jepa.identity"
 _LINES_PER_BATCH = 200  # of the journal; about 3000 rows
+_NOT_THERE = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")  # what MLflow says of deleted and of lost runs
 _SLOWEST_UPLOAD = 2**20  # bytes per second
 _log = logging.getLogger(__name__)
-
-
-def tracking_uri(configured: str | None) -> str:
-    """The URI that the config names, else MLFLOW_TRACKING_URI, else sqlite in ./build."""
-    default = f"sqlite:///{Path.cwd() / 'build' / 'mlflow.db'}"
-    return configured or os.environ.get("MLFLOW_TRACKING_URI") or default
-
-
-def check_uri(uri: str) -> None:
-    """Raise InputError when MLflow keeps runs at no such kind of place."""
-    kind = uri.partition(":")[0].partition("+")[0]
-    if kind not in _KINDS:
-        raise InputError(
-            f"tracking_uri {uri}: MLflow knows no such place; give http://SERVER:PORT or sqlite:////FOLDER/mlflow.db "
-            f"(known: {', '.join(_KINDS)})"
-        )
-
-
-def open_client(uri: str) -> MlflowClient:
-    """Client of a store; a sqlite file is made, with its folder, when it does not exist.
-
-    Raises:
-        InputError: MLflow knows no such store, or it cannot be reached.
-
-    """
-    check_uri(uri)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    mlflow.set_tracking_uri(uri)
-    try:
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        cause = str(error).partition("\n")[0]
-        raise InputError(
-            f"tracking_uri {uri}: cannot be reached ({cause}); start it with `make ui`, or name another"
-        ) from error
-    return client
-
-
-def experiment_id(client: MlflowClient, name: str) -> str:
-    """Id of an experiment, made when it does not exist, with artifacts beside a sqlite file."""
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    uri = client.tracking_uri
-    store = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" if uri.startswith("sqlite:///") else None
-    return str(client.create_experiment(name, artifact_location=None if store is None else f"{store.as_uri()}"))
 
 
 def keyed_run(client: MlflowClient, experiment: str, key: str, tags: dict[str, str]) -> str:
     """Id of the run with this key in an experiment (id), made when there is none; `tags` are those of a new run.
 
     The process may have died, or the answer been lost, after MLflow had made it: so ask first. A request that the
-    client repeated may have made two: the older one is ours, the younger one holds nothing.
+    client repeated may have made two: the older one is ours, the younger one holds nothing. One that somebody deleted
+    is restored.
     """
-    ask = partial(client.search_runs, [experiment], f"tags.`{_KEY_TAG}` = '{key}'", order_by=["attributes.start_time"])
-    if not (found := ask()):
+    order, which = ["attributes.start_time"], f"tags.`{_KEY_TAG}` = '{key}'"
+    ask = partial(client.search_runs, [experiment], which, ViewType.ALL, order_by=order)
+    if not (known := ask()):
         client.create_run(experiment, tags=tags | {_KEY_TAG: key})
-        found = ask()
-    for double in found[1:]:
+        known = ask()
+    alive = [run for run in known if run.info.lifecycle_stage == LifecycleStage.ACTIVE]
+    first, *doubles = alive or known[:1]
+    restore_deleted(client, first.info.run_id, str(first.info.run_name))
+    for double in doubles:
         client.delete_run(double.info.run_id)
-    return str(found[0].info.run_id)
+    return str(first.info.run_id)
 
 
 def log_scores(
@@ -128,10 +102,17 @@ def external_model(client: MlflowClient, experiment: str, name: str, identity: s
     for known in client.search_logged_models([experiment], filter_string=f"tags.`{_IDENTITY_TAG}` = '{identity}'"):
         return str(known.model_id)
     shown = re.sub(r"[^A-Za-z0-9_ -]+", "-", name)  # MLflow takes no dots, slashes or colons
-    made = mlflow.create_external_model(
-        shown, source_run, {_IDENTITY_TAG: identity}, model_type="encoder", experiment_id=experiment
-    )
+    tags = {_IDENTITY_TAG: identity, "mlflow.model.isExternal": "true"}
+    made = client.create_logged_model(experiment, shown, source_run, tags, model_type="encoder")
+    with TemporaryDirectory() as scratch:
+        get_external_mlflow_model_spec(made).save(f"{scratch}/MLmodel")
+        _upload_model(client, made, Path(scratch))
     return str(made.model_id)
+
+
+def _upload_model(client: MlflowClient, made: LoggedModel, folder: Path) -> None:
+    client.log_model_artifacts(made.model_id, str(folder))
+    client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
 
 
 def log_loadable(client: MlflowClient, run_id: str, loader: str, data: Path, column: str) -> str:
@@ -145,20 +126,21 @@ def log_loadable(client: MlflowClient, run_id: str, loader: str, data: Path, col
         column: of the table that predict() is given, bytes (base64 in JSON).
 
     """
-    mlflow.set_tracking_uri(client.tracking_uri)
-    experiment = client.get_run(run_id).info.experiment_id  # Model.log alone takes the default one
+    experiment = client.get_run(run_id).info.experiment_id
     made = client.create_logged_model(experiment, name="encoder", source_run_id=run_id, model_type="encoder")
-    logged = Model.log(
-        None,
-        mlflow.pyfunc,
-        run_id=run_id,
-        model_id=made.model_id,
-        loader_module=loader,
-        data_path=str(data),
-        signature=ModelSignature(inputs=Schema([ColSpec("binary", column)])),
-        pip_requirements=[f"us-jepa[serve]=={version('us-jepa')}"],
-    )
-    return str(logged.model_uri)
+    described = Model(made.artifact_location, run_id, model_uuid=made.model_id, model_id=made.model_id)
+    with TemporaryDirectory() as scratch:
+        mlflow.pyfunc.save_model(
+            f"{scratch}/model",
+            mlflow_model=described,
+            loader_module=loader,
+            data_path=str(data),
+            signature=ModelSignature(inputs=Schema([ColSpec("binary", column)])),
+            pip_requirements=[f"us-jepa[serve]=={version('us-jepa')}"],
+        )
+        _upload_model(client, made, Path(scratch) / "model")
+    client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step=0)])
+    return str(made.model_uri)
 
 
 def git_commit() -> str:
@@ -190,8 +172,8 @@ class Tracker:
         start: first step that will be logged; journal lines from there on are dropped.
 
     Raises:
-        InputError: no URI that MLflow knows, a sqlite file that cannot be opened, or a damaged journal. A server that
-            does not answer is a warning.
+        InputError: no URI that MLflow knows, a sqlite file that cannot be opened, an experiment in it that was
+            deleted, or a damaged journal. A server that does not answer, or lacks it, is a warning.
 
     """
 
@@ -199,7 +181,10 @@ class Tracker:
         self, uri: str, experiment: str, run_dir: Path, *, params: dict[str, str], tags: dict[str, str], start: int
     ) -> None:
         check_uri(uri)
-        self._client = open_client(uri) if uri.startswith("sqlite:") else None  # a server may be asked later
+        self._client = None
+        if uri.startswith("sqlite:"):  # a server may be asked later
+            self._client = open_client(uri)
+            existing_experiment(self._client, experiment)
         self._journal = Journal(run_dir, uri, experiment, start)
         self._run_name, self._params = run_dir.resolve().name, params
         self._tags = environment() | {"git_commit": git_commit()} | tags
@@ -241,14 +226,25 @@ class Tracker:
         if not self._shipper.close():
             _log.warning(
                 "MLflow at %s did not take all of run %s with its status %s (%s); the rest is in %s and in run.json "
-                "beside it, and is sent when the same command runs again",
+                "beside it, and is sent when that is put right and the same command runs again",
                 self._journal.record.tracking_uri, self._run_name, status, self._shipper.trouble or "no answer",
                 self._journal.path,
             )  # fmt: skip
 
     def _send(self) -> None:
-        """Everything that MLflow lacks, the status before artifacts: they may be long or fail."""
+        """Send what MLflow lacks; where it refuses, look once whether run or experiment were deleted meanwhile."""
         client = self._client = self._client or open_client(self._journal.record.tracking_uri)
+        was_open = self._is_open
+        try:
+            self._send_rest(client)
+        except MlflowException as error:
+            self._is_open = False
+            if not (was_open and error.error_code in _NOT_THERE):
+                raise
+            self._send_rest(client)
+
+    def _send_rest(self, client: MlflowClient) -> None:
+        """Everything that MLflow lacks, the status before artifacts: they may be long or fail."""
         if not self._is_open:
             self._open_run(client)
         run_id = str(self.run_id)
@@ -268,6 +264,7 @@ class Tracker:
             experiment = experiment_id(client, record.experiment)
             run_id = keyed_run(client, experiment, record.run_key, {"mlflow.runName": self._run_name})
             self._journal.update(mlflow_run_id=run_id, num_sent=0)
+        restore_deleted(client, run_id, self._run_name)
         known = client.get_run(run_id).data.params
         client.update_run(run_id, status="RUNNING")
         # what changes results cannot differ here, the config was compared; MLflow refuses a second value
@@ -302,33 +299,6 @@ class Tracker:
         self._journal.remove_artifact(artifact)
 
 
-def run_exists(client: MlflowClient, run_id: str) -> bool:
-    """Whether the store still has the run; a sqlite file may have been deleted."""
-    try:
-        client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False
-    return True
-
-
-def recorded_run(run_dir: Path) -> tuple[MlflowClient, str]:
-    """The MLflow store of a run directory, and the id of the run in it.
-
-    Raises:
-        InputError: no run there, none in MLflow yet, or the store cannot be reached.
-
-    """
-    record = read_record(run_dir)
-    if record is None or record.mlflow_run_id is None:
-        raise InputError(
-            f"run {run_dir}: is not in MLflow yet; run `deepspeed train/pretrain.py --config {run_dir}/config.yaml` "
-            "again while the server is up"
-        )
-    return open_client(record.tracking_uri), record.mlflow_run_id
-
-
 def send_artifact(client: MlflowClient, run_id: str, path: Path, folder: str | None) -> None:
     """Store a file, or what is in a folder, with a run."""
     if path.is_dir():
@@ -340,5 +310,6 @@ def send_artifact(client: MlflowClient, run_id: str, path: Path, folder: str | N
 def log_artifacts(run_dir: Path, artifacts: dict[str, Path]) -> None:
     """Store files and folders with a finished run; the keys are the names of folders there."""
     client, run_id = recorded_run(run_dir)
-    for name, path in artifacts.items():
-        send_artifact(client, run_id, path, name if path.is_dir() else None)
+    with in_one_sentence(f"run {run_dir}: {', '.join(artifacts)}", "the same command sends it again"):
+        for name, path in artifacts.items():
+            send_artifact(client, run_id, path, name if path.is_dir() else None)

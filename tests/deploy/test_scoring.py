@@ -21,7 +21,7 @@ from eval.encoders import open_encoder
 from tests.conftest import ROOT
 from tests.deploy.server import Server, free_port
 from train.journal import Journal
-from train.tracking import experiment_id, open_client, recorded_run
+from train.mlflow_store import experiment_id, open_client, recorded_run
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,18 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 import pytest
 
+from eval.comparison_sets import set_identity
 from eval.datasets import load_set
 from eval.ultrabench import BENCH_SETS, BenchSet, bench_set, find_folder
 from sharding.policy import Policy
 from sharding.recording import FrameChoice, InputError
+from sharding.sources.synthetic_files import write_demo_set
 from tests.conftest import make_shards
 from tests.eval.fakes import Layout, draw, scaled, write_fake
 
@@ -207,3 +210,23 @@ def test_a_scan_mask_that_marks_nothing_is_a_refused_recording(tmp_path: Path) -
     cv2.imwrite(str(folder / "masks" / "scan" / "test_0.png"), np.zeros((60, 80), np.uint8))
     made = load_set(str(folder), SIZE)
     assert made.num_refused == 1
+
+
+class Counted(np.ndarray):
+    """Pixels that count how many of them are read as bytes."""
+
+    num_read = 0
+
+    def tobytes(self, order: Literal["A", "C", "F", "K"] | None = "C") -> bytes:
+        Counted.num_read += self.nbytes
+        return super().tobytes(order)
+
+
+def test_the_pixels_of_a_set_are_hashed_once(tmp_path: Path) -> None:
+    write_demo_set(tmp_path / "set", num_patients=4, seed=0)
+    plain = load_set(str(tmp_path / "set"), size=16, frames_per_recording=1)
+    made = replace(plain, squares=plain.squares.view(Counted))
+    assert set_identity(made) == set_identity(made) == set_identity(plain)
+    assert Counted.num_read == plain.squares.nbytes
+    other = made.take(np.arange(len(made.labels) - 1))  # other samples, another hash
+    assert other.sha256 != made.sha256

@@ -1,6 +1,7 @@
 """Results and tables from hand-made cells: numbers against scikit-learn, Holm, headlines, words for what collapsed."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_the_headline_says_who_wins(gain: float, word: str) -> None:
     [one] = results(gain)["sets"]
     [sentence] = one["tables"]["fair"]["headlines"]
     assert sentence.startswith(f"student_1 {word} its teacher: macro F1 {'+' if gain > 0 else ''}")
-    assert "60 groups (patients), 120 frames." in sentence
+    assert "60 patients, 120 frames." in sentence
     assert "Holm" not in sentence  # one set is no family
 
 
@@ -126,3 +127,17 @@ def test_the_page_tells_of_leaks_and_refused_recordings_and_asks_nobody() -> Non
     assert "http" not in page
     assert "prefers-color-scheme: dark" in page
     assert 'name="viewport"' in page
+
+
+def test_frames_without_groups_are_not_called_patients() -> None:
+    cells = set_cells("one", 0, 0.4)
+    alone = replace(cells, facts=cells.facts | {"groups": list(range(120))})
+    few = {"flat": {"10": {"value": 0.5, "low": 0.4, "high": 0.6, "deviation": 0.1}}}
+    found = results_of({"protocols": ["fair"]}, [], [MATCH], [replace(alone, few_shot=few)])
+    [sentence] = found["sets"][0]["tables"]["fair"]["headlines"]
+    assert sentence.endswith(", 120 frames, each a group of its own.")
+    page = probe_page(found, {})
+    assert "120 frames; scored: 120 frames, each a group of its own;" in page
+    assert "Cross-validated: a frame is scored by probes of other frames." in page
+    assert "part of the training frames" in page
+    assert "60 patients" not in page

@@ -8,7 +8,8 @@ import mlflow
 import pytest
 
 from train.comparison_runs import RECORD, STAGE_TAG, Probed, record_comparison
-from train.tracking import Tracker, open_client
+from train.mlflow_store import open_client
+from train.tracking import Tracker
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from sharding.recording import InputError
 from tests.conftest import ROOT
 from tests.train.mlflow_server import Server, wait_until
 from train.journal import Artifact, Journal, read_record
-from train.tracking import Tracker, git_commit, log_artifacts, open_client, recorded_run
+from train.mlflow_store import open_client, recorded_run
+from train.tracking import Tracker, git_commit, log_artifacts
 
 EXPERIMENT = "test"
 
