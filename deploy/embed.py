@@ -24,6 +24,7 @@ from deploy.index import vectors_in
 from eval.encoders import FrozenEncoder, open_encoder, parse_encoder
 from eval.features import mean_inside
 from sharding.cache import ShardCache
+from sharding.names import name_bytes
 from sharding.preprocess import stretch, to_square
 from sharding.reader import BadSampleError
 from sharding.recording import InputError
@@ -134,7 +135,7 @@ def _parts(cfg: Embedding, shards: list[Shard], out: Path) -> list[Path]:
 
 def _digest(encoder: FrozenEncoder, shard: Shard) -> str:
     said = f"{_VERSION} {encoder.identity} {size_of(encoder)} {shard.sha256 or shard}"
-    return hashlib.sha256(said.encode()).hexdigest()[:32]
+    return hashlib.sha256(name_bytes(said)).hexdigest()[:32]
 
 
 def _in_order(missing: list[tuple[Shard, Path]], encoder: FrozenEncoder) -> Iterator[None]:

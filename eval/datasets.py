@@ -12,6 +12,7 @@ from eval.labelled_files import LabelledFrame, list_entries, read_frames
 from eval.labelled_shards import shard_frames
 from eval.ultrabench import BENCH_SETS, BenchSet, bench_set, find_folder
 from sharding.manifest import MANIFEST
+from sharding.names import name_bytes, printable
 from sharding.recording import FrameChoice, InputError, Rejected
 
 _KEY_LETTERS = 32
@@ -86,7 +87,7 @@ def load_set(spec: str, size: int, frames_per_recording: int = 4) -> LabelledSet
         frames, num_refused = shard_frames(folder, choice, size), 0
     else:
         frames, num_refused = _read_files(folder, choice, size)
-    name = folder.name if known is None else known.name
+    name = printable(folder.name) if known is None else known.name
     return _assemble(name, frames, num_refused, _class_names(frames, known, folder))
 
 
@@ -153,7 +154,7 @@ def _assemble(name: str, frames: list[LabelledFrame], num_refused: int, names: d
 
 def _keys(frames: list[LabelledFrame]) -> np.ndarray:
     """Hashes of content; those that are equal in all but label, split, value or mask are numbered by these."""
-    hashes = [hashlib.sha256(frame.group.encode() + b"\0" + frame.square.tobytes()).hexdigest() for frame in frames]
+    hashes = [hashlib.sha256(name_bytes(frame.group) + b"\0" + frame.square.tobytes()).hexdigest() for frame in frames]
     order = sorted(range(len(frames)), key=lambda row: (hashes[row], _rest(frames[row])))
     seen: Counter[str] = Counter()
     keys = [""] * len(frames)

@@ -11,6 +11,7 @@ import numpy as np
 
 from sharding.convert import with_mask
 from sharding.labels import Label, is_ultrabench, listed_labels
+from sharding.names import path_for_decoders
 from sharding.preprocess import Clip, bounding_box, cut_clips, stretch, to_square
 from sharding.recording import FrameChoice, InputError, Recording
 from sharding.sources import read
@@ -105,7 +106,8 @@ def _target(entry: Entry, recording: Recording, clip: Clip, size: int) -> np.nda
     """Class ids on the square of a clip: cut, shrunk and fitted in as its frames were."""
     if entry.target is None or recording.mask is None:
         return None
-    ids = cv2.imread(str(entry.target), cv2.IMREAD_GRAYSCALE)
+    with path_for_decoders(entry.target) as place:
+        ids = cv2.imread(str(place), cv2.IMREAD_GRAYSCALE)
     if ids is None or ids.shape != recording.mask.shape:
         raise InputError(
             f"mask {entry.target}: {'unreadable' if ids is None else ids.shape}; "

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.arguments import make_parser
+from sharding.names import print_any_name
 from sharding.recording import InputError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run a subcommand; what the user can mend ends in one sentence and exit code 2."""
+    print_any_name()
     args = make_parser(__doc__).parse_args()
     try:
         sys.exit(_COMMANDS[args.name](args))

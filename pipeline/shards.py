@@ -16,12 +16,13 @@ from rich.table import Table
 from sharding.convert import Converted, Task
 from sharding.isolate import Converter
 from sharding.job import Execute, num_missing, on_processes, run, run_slice
-from sharding.labels import load_labels
+from sharding.labels import describe_labels, load_labels
 from sharding.manifest import Manifest, load_manifest
 from sharding.plan import Plan, make_plan, source_store
 from sharding.policy import Job
 from sharding.recording import InputError
 from sharding.report import contact_sheet, write_report
+from sharding.tables import match, normal_name, refuse_unmatched
 from sharding.unit import Progress
 from sharding.verify import load_forbidden, verify
 
@@ -57,19 +58,21 @@ def make_slice(job: Job, num_workers: int, place: int, num_slices: int) -> None:
 def _plan(job: Job) -> Plan:
     with Console().status(f"list {job.source}"):
         plan = make_plan(job)
-    _check_labels(job)
+    _check_labels(job, plan)
     print(f"{plan.num_sources} sources, {_size(plan.num_bytes)}, in {plan.num_units} units")
     return plan
 
 
-def _check_labels(job: Job) -> None:
+def _check_labels(job: Job, plan: Plan) -> None:
     source = source_store(job)
-    absent = [name for name in load_labels(source, job.labels) if not source.exists(name)]
-    if absent:
-        raise InputError(
-            f"labels {job.labels or job.source}: {len(absent)} listed files are missing, the first is {absent[0]}; "
-            f"paths are relative to {source.place}"
-        )
+    for line in describe_labels(source, job.labels):
+        print(line)
+    labels = load_labels(source, job.labels)
+    if labels:
+        place = str(job.labels or job.source)
+        found = match(place, labels, plan.names())
+        for line in refuse_unmatched(place, found, source.place, job.allow_unmatched):
+            print(line)
 
 
 def _finish(job: Job) -> Manifest:
@@ -190,7 +193,7 @@ def _try(job: Job, names: list[str]) -> Iterator[list[Converted]]:
     labels = load_labels(source, job.labels)
     with tempfile.TemporaryDirectory() as folder, Converter(job.limits, Path(folder)) as converter:
         for name in names:
-            label = labels.get(name)
+            label = labels.get(normal_name(name))
             mask = source.fetch(label.mask, Path(folder) / "mask") if label and label.mask else None
             local = source.fetch(name, Path(folder) / "source")
             yield list(

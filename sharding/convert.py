@@ -10,6 +10,7 @@ from typing import cast
 
 import cv2
 
+from sharding.names import path_for_decoders
 from sharding.preprocess import Clip, Pixels, cut_clips
 from sharding.profiles import Profile
 from sharding.recording import FrameChoice, Reason, Recording, Rejected
@@ -186,7 +187,8 @@ def with_mask(recording: Recording, mask: Path | None) -> Recording:
     """
     if mask is None:
         return recording
-    scan = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
+    with path_for_decoders(mask) as place:
+        scan = cv2.imread(str(place), cv2.IMREAD_GRAYSCALE)
     if scan is None or scan.shape != recording.frames.shape[1:]:
         raise Rejected(Reason.SIZE_MISMATCH)
     if not scan.any():

@@ -10,6 +10,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from sharding.names import name_bytes
 from sharding.recording import InputError
 
 _KEY_BYTES = 32
@@ -47,7 +48,7 @@ class Pseudonyms:
         return int.from_bytes(self._digest(domain, value)[:8])
 
     def _digest(self, domain: str, value: str) -> bytes:
-        return hmac.digest(self._key, f"{domain}\0{value}".encode(), hashlib.sha256)
+        return hmac.digest(self._key, name_bytes(f"{domain}\0{value}"), hashlib.sha256)
 
 
 def load_key(path: Path) -> bytes:

@@ -7,7 +7,7 @@ import hashlib
 import mmap
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +16,11 @@ import numpy as np
 
 from sharding.deidentify import Pseudonyms, load_key
 from sharding.labels import listed_names
+from sharding.names import name_bytes
 from sharding.policy import Job
 from sharding.recording import InputError
 from sharding.store import Store
+from sharding.tables import normal_name
 
 _UNIT_BYTES = 1 << 30  # of sources: minutes of work, a few shards
 _MIN_SOURCES, _MIN_UNITS = 16, 64  # small jobs are cut finer, so that all processes have work and bars move
@@ -50,6 +52,11 @@ class Plan:
         mine = np.arange(number, self.num_sources, self.num_units)
         starts = np.where(mine > 0, ends[mine - 1] + 1, 0)
         return [_name(content[start:end]) for start, end in zip(starts.tolist(), ends[mine].tolist(), strict=True)]
+
+    def names(self) -> Iterator[str]:
+        """Names of all sources, unit by unit."""
+        for number in range(self.num_units):
+            yield from self.unit(number)
 
 
 def write_plan(entries: Iterable[tuple[str, int]], path: Path) -> Plan:
@@ -107,14 +114,14 @@ def _entries(source: Store, job: Job) -> Iterable[tuple[str, int]]:
     return (
         (name, size)
         for name, size in source.entries()
-        if (listed is None or name in listed) and not (skipped and source.path(name).resolve() in skipped)
+        if (listed is None or normal_name(name) in listed) and not (skipped and source.path(name).resolve() in skipped)
     )
 
 
 def _line(name: str, size: int) -> bytes:
     if "%" in name or "\n" in name:
         name = name.replace("%", "%25").replace("\n", "%0A")
-    return f"{size}\t{name}\n".encode(errors="surrogateescape")
+    return name_bytes(f"{size}\t{name}\n")
 
 
 def _name(line: bytes) -> str:

@@ -27,6 +27,7 @@ from sharding.policy import Job
 from sharding.recording import Reason
 from sharding.sample import Meta, SourceKind, extensions_of, name_members
 from sharding.store import Store
+from sharding.tables import normal_name
 from sharding.writer import write_shard
 
 _THUMBNAILS = 2  # kept per unit and reason
@@ -117,7 +118,7 @@ class _Unit:
 
     def add(self, name: str, converter: Converter) -> None:
         """Convert one source and keep its outcome and its encoded frames."""
-        label = self._labels.get(name, Label())
+        label = self._labels.get(normal_name(name), Label())
         local = self._source.fetch(name, self._folder / "source")
         mask = None if label.mask is None else self._source.fetch(label.mask, self._folder / "mask")
         policy = self._job.policy

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 
+from sharding.names import path_for_decoders
 from sharding.recording import FrameChoice, Reason, Recording, Rejected
 from sharding.sources.dicom import read_dicom
 from sharding.sources.dicom_header import is_dicom
@@ -78,8 +79,8 @@ def read(path: Path, name: str, choice: FrameChoice) -> Recording:
     kind = kind_of(path)
     if kind == "archive":
         raise Rejected(Reason.NESTED_ARCHIVE)
-    with _refusing():
-        return _READERS[kind](path, name, choice)
+    with _refusing(), path_for_decoders(path) as place:
+        return _READERS[kind](place, name, choice)
 
 
 @contextmanager
