@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,13 +132,18 @@ class Table:
     Attributes:
         place: file.
         rows: by normal name, in the order of the file.
-        counts: rows that were `repeated`, `short`, and whose cells were `nan`, `unlabelled`.
+        counts: rows that were `repeated` or `short`, or had a cell `nan`.
 
     """
 
     place: Path
     rows: dict[str, Row] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+
+    def below(self, folder: str) -> "Table":
+        """The rows of what lies below a folder, given by its normal name: all of them below `.`."""
+        rows = {name: row for name, row in self.rows.items() if folder == "." or name.startswith(f"{folder}/")}
+        return replace(self, rows=rows)
 
     def lines(self) -> list[str]:
         """What is said before any work: classes with their counts, and what is odd about the rows."""
@@ -257,7 +262,6 @@ def class_name(label: str, place: str) -> str | None:
 def _add(table: Table, row: Row) -> None:
     known = table.rows.setdefault(row.name, row)
     if known is row:
-        table.counts["unlabelled"] += not row.cells["label"]
         return
     for name in (*COLUMNS[1:], *_MORE):
         if known.cells[name] != row.cells[name]:
@@ -335,11 +339,12 @@ def lines_about(place: str, labels: list[str | None], counts: Counter[str]) -> l
     named = ", ".join(f"{name} {count}" for name, count in sorted(classes.items())) or "none"
     found = [f"labels {place}: {len(labels)} sources; classes: {named}"]
     said = {
-        "unlabelled": "without a label: no class of their own",
         "nan": "with a cell `nan`, which is read as empty",
         "short": "with fewer cells than the first line; the missing ones are read as empty",
         "repeated": "that say the same again",
     }
+    if num_without := labels.count(None):
+        found.append(f"labels {place}: {num_without} sources without a label, which is no class of its own")
     found += [f"labels {place}: {counts[key]} rows {words}" for key, words in said.items() if counts[key]]
     return found + [f"labels {place}: {line}" for line in _look_alikes(classes)]
 

@@ -1,8 +1,8 @@
 """A labels.csv in the ways that spreadsheets and Windows users leave it, each for the same folder of stills.
 
-Public reports: orange3 #7000, Snowfakery PR 516, mailmerge #93 (byte order mark); steinbock #28, Giskard ai-inspector #15
-(semicolon); PFERD PR 141 (decomposed letters of macOS); ultralytics/yolov3 #1026 (paths spelled another way); flair PR
-2068, scikit-activeml #6 (rows without a label).
+Public reports: orange3 #7000, Snowfakery PR 516, mailmerge #93 (byte order mark); steinbock #28, Giskard ai-inspector
+#15 (semicolon); PFERD PR 141 (decomposed letters of macOS); ultralytics/yolov3 #1026 (paths spelled another way); flair
+PR 2068, scikit-activeml #6 (rows without a label).
 """
 
 import unicodedata

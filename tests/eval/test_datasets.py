@@ -189,7 +189,9 @@ def test_lists_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         "not JSON": "[",
         "label '7' is none of GBCU's: normal, benign, malignant, or 0 to 2": json.dumps([records[0] | {"label": 7}]),
         "has neither label nor pathology": json.dumps([{"image": records[0]["image"]}]),
-        r"there is no file .*gone\.png": json.dumps([records[0] | {"image": "images/gone.png"}]),
+        r"1 of 19 rows match no source, the first is images/gone": json.dumps(
+            [records[0] | {"image": "images/gone.png"}]
+        ),
     }
     for message, text in cases.items():
         (folder / "test.json").write_text(text)

@@ -82,7 +82,7 @@ def test_labels_that_are_missing_are_named(labelled: Path, tmp_path: Path) -> No
     (tmp_path / "labels.csv").write_text("path,label,group\nnot-there.dcm,a,b\n")
     code, _, errors = us_jepa("shards", labelled, tmp_path / "out", "--labels", tmp_path / "labels.csv", home=tmp_path)
     assert code == 2
-    assert "1 listed files are missing, the first is not-there.dcm; paths are relative to" in errors
+    assert "1 of 1 rows match no source, the first is not-there.dcm; paths are relative to" in errors
 
 
 def test_a_missing_shard_directory_and_run_are_one_sentence(tmp_path: Path) -> None:
