@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from sharding.convert import Converted, Task
+from sharding.forbidden import load_forbidden
 from sharding.isolate import Converter
 from sharding.job import Execute, num_missing, on_processes, run, run_slice
 from sharding.labels import describe_labels, load_labels
@@ -24,7 +25,7 @@ from sharding.recording import InputError
 from sharding.report import contact_sheet, write_report
 from sharding.tables import match, normal_name, refuse_unmatched
 from sharding.unit import Progress
-from sharding.verify import load_forbidden, verify
+from sharding.verify import verify
 
 _DRY_SOURCES = 24  # looked at to foretell a job
 _LINES = 10  # of progress where there is no terminal
@@ -209,9 +210,11 @@ def verify_shards(directory: str, forbid: Path | None = None) -> None:
 
     """
     forbidden = None if forbid is None else load_forbidden(forbid)
+    for line in () if forbidden is None else forbidden.remarks:
+        print(line)
     total = len(load_manifest(directory).shards)
     checked = list(track(verify(directory, forbidden), total=total, description="verify"))
-    words = "" if forbid is None else f", and none of the strings in {forbid} occurs"
+    words = "" if forbidden is None else f", and none of the {len(forbidden)} strings of {forbid} occurs"
     print(f"{directory}: {sum(count for _, count in checked)} samples in {len(checked)} shards are whole{words}")
 
 
