@@ -19,6 +19,7 @@ from sharding.isolate import Converter
 from sharding.job import Execute, num_missing, on_processes, run, run_slice
 from sharding.labels import describe_labels, load_labels
 from sharding.manifest import Manifest, load_manifest
+from sharding.merge import MANY_STUDIES
 from sharding.plan import Plan, make_plan, source_store
 from sharding.policy import Job
 from sharding.recording import InputError
@@ -60,6 +61,11 @@ def _plan(job: Job) -> Plan:
     with Console().status(f"list {job.source}"):
         plan = make_plan(job)
     _check_labels(job, plan)
+    if plan.num_links:
+        print(
+            f"source {job.source}: {plan.num_links} symbolic links are not followed, since they lead out of it, in a "
+            "circle or nowhere; `cp -rL` copies a folder with what its links lead to"
+        )
     print(f"{plan.num_sources} sources, {_size(plan.num_bytes)}, in {plan.num_units} units")
     return plan
 
@@ -84,9 +90,27 @@ def _finish(job: Job) -> Manifest:
     if not manifest.num_samples():
         reasons = ", ".join(f"{name}: {count}" for name, count in manifest.outcomes.items())
         raise InputError(f"source {job.source}: none of its {num_sources} files was accepted ({reasons}); see {report}")
+    for line in _about_patients(manifest):
+        print(line)
     print(f"{manifest.num_samples()} frames in {len(manifest.shards)} shards: {job.out}\nlook at {report}")
     print(f"key: {job.key_file} (keep it; the same key gives the same pseudonyms)\nnext: us-jepa verify {job.out}")
     return manifest
+
+
+def _about_patients(manifest: Manifest) -> Iterator[str]:
+    """What may spoil the split by patient, and how to put it right."""
+    notes = manifest.notes
+    if num := notes.get("sources_without_patient"):
+        by_study = notes.get("sources_grouped_by_study", 0)
+        yield (
+            f"{num} sources have no patient identifier: in the split, the study stands for the patient of {by_study}, "
+            f"the file itself for that of {num - by_study}; --labels with a column group tells patients"
+        )
+    if num := notes.get("patients_of_many_studies"):
+        yield (
+            f"{num} patient identifiers cover more than {MANY_STUDIES} studies, one of them "
+            f"{notes['studies_of_one_patient']}: if they are placeholders, --labels with a column group tells patients"
+        )
 
 
 def _outcome_table(outcomes: dict[str, int], num_sources: int) -> Table:

@@ -72,6 +72,8 @@ class Converted:
         clips: one per region.
         source_kind: `dicom`, `video`, `image`; empty when refused before it was known.
         patient: as the source gives it.
+        study: see Recording.
+        has_patient: see Recording.
         clip: as the source gives it.
         tags: allow-listed facts.
         is_lossy: see Recording.
@@ -92,6 +94,8 @@ class Converted:
     content: bytes = b""
     thumbnail: bytes = b""
     fault: str = ""
+    study: str = ""
+    has_patient: bool = False
 
 
 def convert(task: Task, folder: Path) -> Iterator[Converted]:
@@ -175,6 +179,8 @@ def _convert_frames(task: Task) -> Converted:
         tags=recording.tags,
         is_lossy=recording.is_lossy,
         content=_content(encoded),
+        study=recording.study,
+        has_patient=recording.has_patient,
     )
 
 

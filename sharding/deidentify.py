@@ -26,6 +26,13 @@ _BODY_PARTS = {
     "HIP", "KIDNEY", "KNEE", "LEG", "LIVER", "LUNG", "MUSCLE", "NECK", "OVARY", "PANCREAS", "PELVIS", "PROSTATE",
     "SHOULDER", "SPLEEN", "TESTIS", "THYROID", "UTERUS",
 }  # fmt: skip
+_PLACEHOLDERS = {  # of PatientID: letters and digits alone, lower case; also what is all 0 or all X
+    "anon", "anonym", "anonymous", "anonymouspatient", "anonymised", "anonymisedpatient", "anonymized",
+    "anonymizedpatient", "anonymize", "anonymise", "blank", "confidential", "deidentified", "deidentifiedpatient",
+    "deleted", "dummy", "empty", "hidden", "id", "masked", "na", "nan", "nil", "noid", "none", "nopatientid",
+    "notavailable", "notprovided", "notsupplied", "null", "patient", "patientid", "private", "redacted", "removed",
+    "unidentified", "undefined", "unknown", "unknownpatient", "unnamed",
+}  # fmt: skip
 
 
 class Pseudonyms:
@@ -80,6 +87,12 @@ def _make_key(path: Path) -> None:
             path.hardlink_to(draft)
     finally:
         draft.unlink()
+
+
+def is_patient(identifier: str) -> bool:
+    """Whether a PatientID is that of a patient, and neither empty nor what anonymisers write into all of them."""
+    plain = "".join(letter for letter in identifier.casefold() if letter.isalnum())
+    return bool(plain.strip("0x")) and plain not in _PLACEHOLDERS
 
 
 def allowed_tags(manufacturer: str, body_part: str) -> dict[str, str]:

@@ -7,8 +7,9 @@ import hashlib
 import mmap
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Plan:
         num_bytes: of all sources.
         sha256: of the listing.
         num_units: units of work. Unit u holds every num_units-th source from u on, so neighbours in a folder part.
+        num_links: symbolic links that were not followed.
 
     """
 
@@ -45,6 +47,7 @@ class Plan:
     num_bytes: int
     sha256: str
     num_units: int
+    num_links: int = 0
 
     def unit(self, number: int) -> list[str]:
         """Names of the sources of one unit."""
@@ -94,10 +97,14 @@ def make_plan(job: Job) -> Plan:
     if not source.exists():
         raise InputError(f"source {job.source}: no such file or folder")
     path = job.key_file.parent / "plans" / f"{Pseudonyms(load_key(job.key_file)).of('out', job.out)}.txt"
-    plan = write_plan(_entries(source, job), path)
+    links: Counter[str] = Counter()
+    plan = write_plan(_entries(source, job, links), path)
     if not plan.num_sources:
-        raise InputError(f"source {job.source}: no file in it; give a folder of DICOM, video, image or archive files")
-    return plan
+        but = f" but {links.total()} symbolic links that lead out of it or nowhere" if links else ""
+        raise InputError(
+            f"source {job.source}: no file in it{but}; give a folder of DICOM, video, image or archive files"
+        )
+    return replace(plan, num_links=links.total())
 
 
 def source_store(job: Job) -> Store:
@@ -106,14 +113,14 @@ def source_store(job: Job) -> Store:
     return Store(Path(job.source).parent if is_file else job.source)
 
 
-def _entries(source: Store, job: Job) -> Iterable[tuple[str, int]]:
+def _entries(source: Store, job: Job, links: Counter[str]) -> Iterable[tuple[str, int]]:
     if source.is_local and source.path().is_file():
         return [(source.path().name, source.path().stat().st_size)]
     skipped = {job.labels.resolve()} if job.labels else set()
     listed = listed_names(source)  # a benchmark that lists its own images
     return (
         (name, size)
-        for name, size in source.entries()
+        for name, size in source.entries(links=links)
         if (listed is None or normal_name(name) in listed) and not (skipped and source.path(name).resolve() in skipped)
     )
 

@@ -137,13 +137,20 @@ class _Unit:
                 "outcome": "accepted",
                 "frames": sum(len(clip.frames) for clip in converted.clips),
                 "certificates": Counter(clip.certificate for clip in converted.clips),
-                "notes": {name: count for name, count in notes.items() if count},
+                "notes": {name: count for name, count in (notes | _patient_notes(converted, label)).items() if count},
                 "clips": [self._keep_clip(*numbered, converted, label) for numbered in enumerate(converted.clips)],
                 "instance": self._pseudonyms.number("instance", converted.clip),
                 "content": self._pseudonyms.number("content", converted.content.hex()),
                 "lossy": int(converted.is_lossy),
-            }
+            } | self._who(converted, label)
         self.lines.append(line)
+
+    def _who(self, converted: Converted, label: Label) -> Line:
+        """Keyed numbers of patient and study, by which an identifier that covers many studies is noticed."""
+        if label.group or not converted.has_patient or not converted.study:
+            return {}
+        named = {"patient": converted.patient, "study": converted.study}
+        return {domain: self._pseudonyms.number(domain, value) for domain, value in named.items()}
 
     def _keep_thumbnail(self, reason: Reason, thumbnail: bytes) -> None:
         kept = self.thumbnails.setdefault(reason, [])
@@ -214,6 +221,12 @@ class _Unit:
         """Counts of this unit."""
         outcomes = Counter(str(line["outcome"]) for line in self.lines)
         return Progress(number, dict(outcomes), sum(line.get("frames", 0) for line in self.lines))
+
+
+def _patient_notes(converted: Converted, label: Label) -> Counter[str]:
+    """Of a source whose patient is unknown: the study stands for the patient, or the source itself."""
+    is_unknown = not label.group and not converted.has_patient
+    return Counter(sources_without_patient=is_unknown, sources_grouped_by_study=is_unknown and bool(converted.study))
 
 
 def _parts(frames: list[_Frame], shard_bytes: int) -> Iterator[list[_Frame]]:
