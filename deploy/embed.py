@@ -20,7 +20,7 @@ import torch
 from pyarrow import parquet
 from rich.progress import track
 
-from deploy.index import vectors_in
+from deploy.index import open_table, vectors_in
 from eval.encoders import FrozenEncoder, open_encoder, parse_encoder
 from eval.features import mean_inside
 from sharding.cache import ShardCache
@@ -79,7 +79,7 @@ def embed(cfg: Embedding, shards: str, out: Path) -> Path:
     found = find_shards(shards, _cache())
     every = sorted(found.shards + found.val_shards, key=lambda shard: shard.place)
     parts = _parts(cfg, every, out)
-    tables = [parquet.read_table(part) for part in parts]
+    tables = [open_table(part) for part in parts]
     frames = pa.concat_tables(tables)
     _write(frames, out)
     clips = out.with_suffix(".clips.parquet")

@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sharding.recording import InputError
+from sharding.tables import decode_text
 
 SHIPPED = Path(__file__).parent / "rates.json"  # of a cloud machine with 2 cores
 PROCESSOR = "cpu"
@@ -79,7 +80,7 @@ def load_rates(path: Path) -> Rates:
     if not path.is_file():
         raise InputError(f"rates {path}: no such file; make it with `us-jepa plan --measure --rates {path}`")
     try:
-        return Rates.model_validate_json(path.read_text())
+        return Rates.model_validate_json(decode_text(path.read_bytes(), f"rates {path}"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

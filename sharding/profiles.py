@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sharding.recording import InputError
+from sharding.tables import decode_text
 
 _MIN_REVIEWED = 10
 
@@ -76,7 +77,9 @@ def load_profiles(path: Path) -> tuple[Profile, ...]:
     if not path.is_file():
         raise InputError(f"profiles {path}: no such file; see sharding/profiles.py for the format")
     try:
-        entries = TypeAdapter(list[_Entry]).validate_python(yaml.safe_load(path.read_text()))
+        entries = TypeAdapter(list[_Entry]).validate_python(
+            yaml.safe_load(decode_text(path.read_bytes(), f"profiles {path}"))
+        )
     except yaml.YAMLError as error:
         raise InputError(f"profiles {path}: not YAML") from error
     except ValidationError as error:

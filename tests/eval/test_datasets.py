@@ -14,6 +14,7 @@ from eval.datasets import load_set
 from eval.ultrabench import BENCH_SETS, BenchSet, bench_set, find_folder
 from sharding.policy import Policy
 from sharding.recording import FrameChoice, InputError
+from tests.cases.odd_names import LATIN
 from tests.conftest import make_shards
 from tests.eval.fakes import Layout, draw, scaled, write_fake
 
@@ -209,3 +210,15 @@ def test_a_scan_mask_that_marks_nothing_is_a_refused_recording(tmp_path: Path) -
     cv2.imwrite(str(folder / "masks" / "scan" / "test_0.png"), np.zeros((60, 80), np.uint8))
     made = load_set(str(folder), SIZE)
     assert made.num_refused == 1
+
+
+def test_a_set_may_have_names_that_are_no_utf8(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()  # OpenCV cannot write below another name
+    folder = write_table(tmp_path / "plain", some_rows(2)).rename(tmp_path / LATIN)
+    (folder / "0.png").rename(folder / f"{LATIN}.png")
+    (folder / "labels.csv").write_bytes(b"path;label;group\nM\xfcller.png;a;g\n1.png;b;h\n")
+    made = load_set(str(folder), SIZE)
+    assert (made.name, made.classes, made.num_refused) == ("M\\udcfcller", ("a", "b"), 0)
+    (folder / "labels.csv").write_bytes(b"path;label;group\nM\xfcller.jpg;a;g\n1.png;b;h\n")
+    with pytest.raises(InputError, match="line 2 is not UTF-8; it seems to be Windows-1252, in which it has 'Müller"):
+        load_set(str(folder), SIZE)

@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eval.labelled_files import list_entries
+from pipeline.rates import load_rates
 from sharding.labels import describe_labels, load_labels
+from sharding.profiles import load_profiles
 from sharding.recording import InputError
 from sharding.store import Store
 from sharding.tables import decode_text, match, normal_name, read_table, refuse_unmatched
@@ -180,3 +182,15 @@ def test_two_files_whose_names_look_alike_are_not_guessed_at(tmp_path: Path) -> 
     for read in (of_shards, of_probe):
         with pytest.raises(InputError, match=r"could be .* or .*; rename one of the files"):
             read(tmp_path)
+
+
+def test_profiles_and_rates_are_read_in_any_unicode_or_named(tmp_path: Path) -> None:
+    entry = "- {manufacturer: ACME, model: Skän, rows: 9, columns: 9, polygon: [[1, 1], [8, 1], [8, 8]], reviewer: K, "
+    entry += "reviewed_on: 2026-11-01, num_reviewed: 10}"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "profiles.yaml").write_bytes(entry.encode(encoding))
+        assert load_profiles(tmp_path / "profiles.yaml")[0].model == "skän"
+    for read in (load_profiles, load_rates):
+        (tmp_path / "file").write_bytes(entry.encode("cp1252"))
+        with pytest.raises(InputError, match=r"file: line 1 is not UTF-8; it seems to be Windows-1252, .*Skän"):
+            read(tmp_path / "file")
