@@ -20,10 +20,11 @@ import torch
 from pyarrow import parquet
 from rich.progress import track
 
-from deploy.index import vectors_in
+from deploy.index import open_table, vectors_in
 from eval.encoders import FrozenEncoder, open_encoder, parse_encoder
 from eval.features import mean_inside
 from sharding.cache import ShardCache
+from sharding.names import name_bytes
 from sharding.preprocess import stretch, to_square
 from sharding.reader import BadSampleError
 from sharding.recording import InputError
@@ -78,7 +79,7 @@ def embed(cfg: Embedding, shards: str, out: Path) -> Path:
     found = find_shards(shards, _cache())
     every = sorted(found.shards + found.val_shards, key=lambda shard: shard.place)
     parts = _parts(cfg, every, out)
-    tables = [parquet.read_table(part) for part in parts]
+    tables = [open_table(part) for part in parts]
     frames = pa.concat_tables(tables)
     _write(frames, out)
     clips = out.with_suffix(".clips.parquet")
@@ -134,7 +135,7 @@ def _parts(cfg: Embedding, shards: list[Shard], out: Path) -> list[Path]:
 
 def _digest(encoder: FrozenEncoder, shard: Shard) -> str:
     said = f"{_VERSION} {encoder.identity} {size_of(encoder)} {shard.sha256 or shard}"
-    return hashlib.sha256(said.encode()).hexdigest()[:32]
+    return hashlib.sha256(name_bytes(said)).hexdigest()[:32]
 
 
 def _in_order(missing: list[tuple[Shard, Path]], encoder: FrozenEncoder) -> Iterator[None]:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from sharding.names import path_for_decoders
 from sharding.recording import InputError
 
 _TINY = np.finfo(np.float32).tiny
@@ -29,7 +30,7 @@ class Index:
         if not table.is_file():
             raise InputError(f"index {table}: no such file; `us-jepa embed` writes one")
         try:
-            frames = parquet.read_table(table)
+            frames = open_table(table)
             vectors = vectors_in(frames)
         except (pa.ArrowInvalid, KeyError) as error:
             raise InputError(f"index {table}: no table of `us-jepa embed` ({type(error).__name__})") from error
@@ -64,6 +65,12 @@ def nearest(table: Path, query: np.ndarray, num: int) -> list[tuple[float, dict[
 
     """
     return Index(table).nearest(query, num)
+
+
+def open_table(path: Path) -> pa.Table:
+    """A Parquet file of any name; pyarrow takes no path that is no UTF-8."""
+    with path_for_decoders(path) as place:
+        return parquet.read_table(place)
 
 
 def vectors_in(table: pa.Table) -> np.ndarray:

@@ -50,6 +50,7 @@ class ComparisonConfig:
         few_shot: also probe with shares of the training patients.
         robustness: also probe degraded frames; 18 more passes per encoder and set.
         pictures: put frames on the page.
+        allow_unmatched: rows of labels without a file are said, and no error.
 
     """
 
@@ -63,6 +64,7 @@ class ComparisonConfig:
     few_shot: bool = False
     robustness: bool = False
     pictures: bool = True
+    allow_unmatched: bool = False
 
     def __post_init__(self) -> None:
         for what, given in (("encoder", self.encoders), ("set", self.sets), ("protocol", self.protocols)):
@@ -155,7 +157,7 @@ def _contender(spec: str, weights: Path | None) -> Contender:
 
 def cells_of_set(cfg: ComparisonConfig, spec: str, contenders: list[Contender], out: Path) -> SetCells:
     """All cells of a set, those that are missing made now; what is wrong with the set is said first."""
-    dataset = load_set(spec, cfg.size, cfg.frames_per_recording)
+    dataset = load_set(spec, cfg.size, cfg.frames_per_recording, cfg.allow_unmatched)
     facts = set_cell(dataset, cfg.probe, out)
     for remark in facts["remarks"]:
         Console().print(f"{dataset.name}: {remark}", markup=False)
@@ -193,7 +195,7 @@ def _matches(contenders: list[Contender]) -> list[tuple[str, str]]:
 def _settings(cfg: ComparisonConfig) -> Json:
     """What changes numbers, without places."""
     known: dict[str, Any] = asdict(cfg)
-    return {key: value for key, value in known.items() if key not in ("encoders", "sets")}
+    return {key: value for key, value in known.items() if key not in ("encoders", "sets", "allow_unmatched")}
 
 
 def _write(out: Path, results: Json, sets: list[SetCells]) -> None:

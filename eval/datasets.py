@@ -15,6 +15,7 @@ from eval.labelled_shards import shard_frames
 from eval.ultrabench import BENCH_SETS, BenchSet, bench_set, find_folder
 from sharding.child import Fault
 from sharding.manifest import MANIFEST
+from sharding.names import name_bytes, printable
 from sharding.recording import FrameChoice, InputError, Rejected
 
 _KEY_LETTERS = 32
@@ -70,7 +71,7 @@ class LabelledSet:
         return replace(self, **{name: values[rows] for name, values in found.items() if values is not None})
 
 
-def load_set(spec: str, size: int, frames_per_recording: int = 4) -> LabelledSet:
+def load_set(spec: str, size: int, frames_per_recording: int = 4, allow_unmatched: bool = False) -> LabelledSet:
     """Read a labelled set.
 
     Args:
@@ -79,6 +80,7 @@ def load_set(spec: str, size: int, frames_per_recording: int = 4) -> LabelledSet
             the sets of eval/ultrabench.py from its folder or from the one around it, and names its classes.
         size: side S of the squares in pixels.
         frames_per_recording: evenly spaced frames of a cine; each has the label of its recording.
+        allow_unmatched: rows of labels without a file are said, and no error.
 
     Raises:
         InputError: no such set, lists or labels that cannot be used, or nothing readable; says what would be right.
@@ -89,8 +91,8 @@ def load_set(spec: str, size: int, frames_per_recording: int = 4) -> LabelledSet
     if (folder / MANIFEST).is_file():
         frames, num_refused = shard_frames(folder, choice, size), 0
     else:
-        frames, num_refused = _read_files(folder, choice, size)
-    name = folder.name if known is None else known.name
+        frames, num_refused = _read_files(folder, choice, size, allow_unmatched)
+    name = printable(folder.name) if known is None else known.name
     return _assemble(name, frames, num_refused, _class_names(frames, known, folder))
 
 
@@ -105,9 +107,11 @@ def _find(spec: str) -> tuple[Path, BenchSet | None]:
     return find_folder(known, Path(place)), known
 
 
-def _read_files(folder: Path, choice: FrameChoice, size: int) -> tuple[list[LabelledFrame], int]:
+def _read_files(folder: Path, choice: FrameChoice, size: int, allow_unmatched: bool) -> tuple[list[LabelledFrame], int]:
     """Frames, and the number of recordings without any."""
-    entries = list_entries(folder)
+    entries, lines = list_entries(folder, allow_unmatched)
+    for line in lines:
+        print(line)
     frames: list[LabelledFrame] = []
     refused: list[str] = []
     with FrameReader(entries) as reader:
@@ -161,7 +165,7 @@ def _assemble(name: str, frames: list[LabelledFrame], num_refused: int, names: d
 
 def _keys(frames: list[LabelledFrame]) -> np.ndarray:
     """Hashes of content; those that are equal in all but label, split, value or mask are numbered by these."""
-    hashes = [hashlib.sha256(frame.group.encode() + b"\0" + frame.square.tobytes()).hexdigest() for frame in frames]
+    hashes = [hashlib.sha256(name_bytes(frame.group) + b"\0" + frame.square.tobytes()).hexdigest() for frame in frames]
     order = sorted(range(len(frames)), key=lambda row: (hashes[row], _rest(frames[row])))
     seen: Counter[str] = Counter()
     keys = [""] * len(frames)

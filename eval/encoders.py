@@ -21,6 +21,7 @@ from eval.networks import (
     Tokens,
 )
 from eval.published_encoders import PUBLISHED, PublishedEncoder
+from sharding.names import printable
 from sharding.recording import InputError
 from train.backbone import Backbone, described_backbone, downloaded
 from train.config import PretrainConfig
@@ -64,7 +65,7 @@ class FrozenEncoder(nn.Module):
         note: str = "",
     ) -> None:
         super().__init__()
-        self.name, self.size, self.note = name, size, note
+        self.name, self.size, self.note = printable(name), size, note
         self.network: Network = network.eval().requires_grad_(requires_grad=False)
         for key, values in (("mean", mean), ("std", std)):
             self.register_buffer(key, torch.tensor(values).view(1, -1, 1, 1), persistent=False)

@@ -1,7 +1,7 @@
 """Labelled pictures and videos in a folder: listed in a labels.csv, or in UltraBench's lists."""
 
-import csv
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,13 +10,14 @@ import cv2
 import numpy as np
 
 from sharding.convert import with_mask
-from sharding.labels import Label, is_ultrabench, listed_labels
+from sharding.labels import Label, describe_labels, is_ultrabench, listed_labels
+from sharding.names import path_for_decoders
 from sharding.preprocess import Clip, bounding_box, cut_clips, stretch, to_square
 from sharding.recording import FrameChoice, InputError, Recording
 from sharding.sources import read
 from sharding.store import Store
+from sharding.tables import COLUMNS, Match, Row, match, normal_name, read_table, refuse_unmatched
 
-_COLUMNS = ("path", "label", "group")  # and, where the set has them, split and value
 _SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
 
@@ -57,11 +58,19 @@ class LabelledFrame(NamedTuple):
     value: float | None = None
 
 
-def list_entries(folder: Path) -> list[Entry]:
+class Listed(NamedTuple):
+    """Recordings with a label, and sentences about the lists: classes with their counts, and what is left out."""
+
+    entries: list[Entry]
+    lines: list[str]
+
+
+def list_entries(folder: Path, allow_unmatched: bool = False) -> Listed:
     """What the lists of a folder name, in their order.
 
     Args:
         folder: in UltraBench's layout, or with a labels.csv in it or beside it, of which the files below it count.
+        allow_unmatched: rows without a file are said, and no error.
 
     Raises:
         InputError: no list, a column or file that is missing, no label, an unknown split, a value that is no number,
@@ -70,12 +79,12 @@ def list_entries(folder: Path) -> list[Entry]:
     """
     if not folder.is_dir():
         raise InputError(f"labelled set {folder}: no such folder")
-    entries = _of_lists(folder) if is_ultrabench(Store(folder)) else _of_table(folder)
-    for entry in entries:
-        for path in (entry.path, entry.scan, entry.target):
+    listed = (_of_lists if is_ultrabench(Store(folder)) else _of_table)(folder.resolve(), allow_unmatched)
+    for entry in listed.entries:
+        for path in (entry.scan, entry.target):
             if path is not None and not path.is_file():
                 raise InputError(f"labelled set {folder}: its list names {entry.name}, but there is no file {path}")
-    return entries
+    return listed
 
 
 def read_frames(entry: Entry, choice: FrameChoice, size: int) -> list[LabelledFrame]:
@@ -105,7 +114,8 @@ def _target(entry: Entry, recording: Recording, clip: Clip, size: int) -> np.nda
     """Class ids on the square of a clip: cut, shrunk and fitted in as its frames were."""
     if entry.target is None or recording.mask is None:
         return None
-    ids = cv2.imread(str(entry.target), cv2.IMREAD_GRAYSCALE)
+    with path_for_decoders(entry.target) as place:
+        ids = cv2.imread(str(place), cv2.IMREAD_GRAYSCALE)
     if ids is None or ids.shape != recording.mask.shape:
         raise InputError(
             f"mask {entry.target}: {'unreadable' if ids is None else ids.shape}; "
@@ -119,8 +129,15 @@ def _target(entry: Entry, recording: Recording, clip: Clip, size: int) -> np.nda
     return square
 
 
-def _of_lists(folder: Path) -> list[Entry]:
-    return [_of_label(folder, name, label) for name, label in listed_labels(Store(folder))]
+def _of_lists(folder: Path, allow_unmatched: bool) -> Listed:
+    source = Store(folder)
+    labels = listed_labels(source)
+    said = describe_labels(source, None)
+    found = _find_files(str(folder), folder, "images", {name for name, _ in labels})
+    said += refuse_unmatched(str(folder), found, str(folder), allow_unmatched)
+    return Listed(
+        [_of_label(folder, found.sources[name], label) for name, label in labels if name in found.sources], said
+    )
 
 
 def _of_label(folder: Path, name: str, known: Label) -> Entry:
@@ -130,44 +147,52 @@ def _of_label(folder: Path, name: str, known: Label) -> Entry:
     return Entry(folder / name, name, known.label, known.group or name, known.split, scan, target)
 
 
-def _of_table(folder: Path) -> list[Entry]:
-    found = [place for place in (folder, folder.parent) if (place / "labels.csv").is_file()]
-    if not found:
+def _of_table(folder: Path, allow_unmatched: bool) -> Listed:
+    places = [place for place in (folder, folder.parent) if (place / "labels.csv").is_file()]
+    if not places:
         raise InputError(
-            f"labelled set {folder}: neither labels.csv in it or beside it (columns: {', '.join(_COLUMNS)}; also split "
+            f"labelled set {folder}: neither labels.csv in it or beside it (columns: {', '.join(COLUMNS)}; also split "
             "and value), nor images/ with UltraBench's lists, nor manifest.json of a shard directory"
         )
-    root, table = found[0], found[0] / "labels.csv"
-    entries = [_of_row(row, root, table) for row in _rows(table) if (root / row["path"]).is_relative_to(folder)]
+    root, place = places[0], places[0] / "labels.csv"
+    below = "" if root == folder else folder.name
+    table = read_table(place, str(root)).below(normal_name(below))
+    if not table.rows:
+        raise InputError(f"{place}: lists nothing in {folder}")
+    found = _find_files(str(place), root, below, table.rows)
+    said = table.lines() + refuse_unmatched(str(place), found, str(root), allow_unmatched)
+    matched = [(row, found.sources[name]) for name, row in table.rows.items() if name in found.sources]
+    entries = [_of_row(row, root, name, place) for row, name in matched if row.cells["label"]]
     if not entries:
-        raise InputError(f"{table}: lists nothing in {folder}")
+        raise InputError(f"{place}: none of its {len(table.rows)} rows in {folder} has a file and a label")
     for what in ("split", "value"):
         without = [entry.name for entry in entries if getattr(entry, what) is None]
         if 0 < len(without) < len(entries):
-            raise InputError(f"{table}: {without[0]} has no {what}, others have; all or none")
-    return entries
+            raise InputError(f"{place}: {without[0]} has no {what}, others have; all or none")
+    return Listed(entries, said)
 
 
-def _rows(table: Path) -> list[dict[str, str]]:
-    with table.open(newline="") as file:
-        reader = csv.DictReader(file)
-        missing = set(_COLUMNS) - set(reader.fieldnames or ())
-        if missing:
-            raise InputError(f"{table}: no column {sorted(missing)[0]}; columns: {', '.join(_COLUMNS)}")
-        return list(reader)
+def _find_files(place: str, root: Path, below: str, listed: Collection[str]) -> Match:
+    """The file of every row: one that is spelled as in the table, also where a link leads elsewhere, or another one."""
+    sources = [name for name, _ in Store(root).entries(below) if root / name != Path(place)]
+    known = {*sources}
+    return match(place, listed, [*sources, *(name for name in listed if name not in known and _is_file(root, name))])
 
 
-def _of_row(row: dict[str, str], root: Path, table: Path) -> Entry:
-    split = row.get("split") or None
+def _is_file(root: Path, name: str) -> bool:
+    return not name.startswith((".", "/")) and (root / name).is_file()
+
+
+def _of_row(row: Row, root: Path, name: str, place: Path) -> Entry:
+    split = row.cells["split"] or None
     if split is not None and split not in _SPLITS:
-        raise InputError(f"{table}: {row['path']} has the split {split!r}; one of train, val, test is needed")
+        raise InputError(f"{place}: {name} has the split {split!r}; one of train, val, test is needed")
     named = None if split is None else _SPLITS[split]
-    group, value = row["group"] or row["path"], _value(row, table)
-    return Entry(root / row["path"], row["path"], row["label"], group, named, value=value)
+    value = _value(row.cells["value"], name, place)
+    return Entry(root / name, name, row.cells["label"], row.cells["group"] or row.name, named, value=value)
 
 
-def _value(row: dict[str, str], table: Path) -> float | None:
-    text = row.get("value") or ""
+def _value(text: str, name: str, place: Path) -> float | None:
     if not text:
         return None
     try:
@@ -175,5 +200,5 @@ def _value(row: dict[str, str], table: Path) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{table}: {row['path']} has the value {text!r}; a finite number is needed")
+        raise InputError(f"{place}: {name} has the value {text!r}; a finite number is needed")
     return value

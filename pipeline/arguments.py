@@ -117,6 +117,7 @@ def _add_probe(commands: _Commands) -> None:
     add("--folds", type=count, default=5, help="by group, where a set has no splits (%(default)s)")
     add("--few-shot", action="store_true", help="also with 1, 5, 10, 50, 100 %% of the training patients")
     add("--robustness", action="store_true", help="also on degraded frames: 18 more passes per encoder and set")
+    add("--allow-unmatched", action="store_true", help="rows of labels.csv without a file are no error")
     add("--no-frames", action="store_true", help="no pictures of frames in report.html")
 
 
@@ -220,6 +221,7 @@ def _add_shards(commands: _Commands) -> None:
     )
     add("--profiles", type=Path, help="YAML of device profiles that your site has signed; see sharding/profiles.py")
     add("--labels", type=Path, help="csv of path, label, group (the patient); UltraBench folders bring their own")
+    add("--allow-unmatched", action="store_true", help="rows of --labels that match no source are no error")
     add("--key-file", type=Path, default=_default_key(), help="secret of the pseudonyms; the listing lies beside it")
     add("--workers", type=count, default=os.cpu_count() or 1, help="processes on this machine")
     add("--seconds", type=positive, default=120, help="after which a decoder is killed")

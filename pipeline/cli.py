@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.arguments import make_parser
+from sharding.names import print_any_name
 from sharding.recording import InputError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run a subcommand; what the user can mend ends in one sentence and exit code 2."""
+    print_any_name()
     args = make_parser(__doc__).parse_args()
     try:
         sys.exit(_COMMANDS[args.name](args))
@@ -63,9 +65,14 @@ def _job(args: argparse.Namespace) -> "Job":
     from sharding.policy import Job, Limits, Policy
     from sharding.profiles import load_profiles
     from sharding.recording import FrameChoice
+    from sharding.sample import KEY
 
+    name = args.dataset or args.out.rstrip("/").rpartition("/")[2].lower()
+    if not KEY.fullmatch(name):
+        what = f"--dataset {name}" if args.dataset else f"OUT {args.out}: its last part, {name}, names the data set"
+        raise InputError(f"{what}; only [a-z0-9_-] is allowed there; give a name of your own with --dataset")
     policy = Policy(
-        dataset=args.dataset or args.out.rstrip("/").rpartition("/")[2].lower(),
+        dataset=name,
         choice=FrameChoice(args.max_frames, args.stride),
         val_share=args.val_share,
         pixels=args.pixels,
@@ -73,7 +80,8 @@ def _job(args: argparse.Namespace) -> "Job":
         codec=args.codec,
     )
     source, out = (place if "://" in place else str(Path(place).resolve()) for place in (args.source, args.out))
-    return Job(source, out, policy, args.key_file, args.labels, Limits(args.seconds, int(args.memory * 2**30)))
+    limits = Limits(args.seconds, int(args.memory * 2**30))
+    return Job(source, out, policy, args.key_file, args.labels, limits, args.allow_unmatched)
 
 
 def _slice(text: str) -> tuple[int, int]:
@@ -133,6 +141,7 @@ def _comparison(args: argparse.Namespace) -> "tuple[ComparisonConfig, Path]":
         cfg = ComparisonConfig(tuple(args.encoders.split(",")), tuple(args.sets.split(",")), probe=probe)
     changed = {"protocols": parse_protocols(args.protocol), "pooling": args.pooling, "robustness": args.robustness}
     changed |= {"few_shot": args.few_shot, "pictures": not args.no_frames, "frames_per_recording": args.frames}
+    changed["allow_unmatched"] = args.allow_unmatched
     return replace(cfg, **changed, **({"size": args.size} if args.size else {})), out
 
 

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.embed import Embedding, embed
-from deploy.index import nearest
+from deploy.index import nearest, open_table
 from pipeline.shards import make_shards
 from sharding.manifest import MANIFEST
+from sharding.names import path_for_decoders
 from sharding.policy import Job, Policy
 from sharding.preprocess import Pixels
 from sharding.recording import FrameChoice
@@ -50,7 +51,9 @@ def write_table(cfg: Embedding, raw: Raw, out: Path) -> None:
     made = out.with_name(f".{out.name}.shards")
     clips = embed(cfg, _shards(raw, made, cfg.num_workers), out)
     shutil.rmtree(made, ignore_errors=True)
-    print(f"frames:  {out}, {parquet.read_metadata(out).num_rows} rows\nclips:   {clips}")
+    with path_for_decoders(out) as place:
+        num_rows = parquet.read_metadata(place).num_rows
+    print(f"frames:  {out}, {num_rows} rows\nclips:   {clips}")
 
 
 def print_nearest(cfg: Embedding, raw: Raw, table: Path, num: int) -> None:
@@ -63,7 +66,7 @@ def print_nearest(cfg: Embedding, raw: Raw, table: Path, num: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         query = Path(folder) / "query.parquet"
         embed(cfg, _shards(raw, Path(folder) / "shards", cfg.num_workers), query)
-        vectors = np.stack(parquet.read_table(query)["embedding"].to_pylist()).astype(np.float32)
+        vectors = np.stack(open_table(query)["embedding"].to_pylist()).astype(np.float32)
     shown = Table("cosine", "key", *_COLUMNS)
     for cosine, facts in nearest(table, vectors.mean(axis=0), num):
         shown.add_row(f"{cosine:.3f}", *(str(facts[name]) for name in ("key", *_COLUMNS)))

@@ -14,16 +14,19 @@ from rich.progress import track
 from rich.table import Table
 
 from sharding.convert import Converted, Task
+from sharding.forbidden import load_forbidden
 from sharding.isolate import Converter
 from sharding.job import Execute, num_missing, on_processes, run, run_slice
-from sharding.labels import load_labels
+from sharding.labels import describe_labels, load_labels
 from sharding.manifest import Manifest, load_manifest
+from sharding.merge import MANY_STUDIES
 from sharding.plan import Plan, make_plan, readable_places, source_store
 from sharding.policy import Job
 from sharding.recording import InputError
 from sharding.report import contact_sheet, write_report
+from sharding.tables import match, normal_name, refuse_unmatched
 from sharding.unit import Progress
-from sharding.verify import load_forbidden, verify
+from sharding.verify import verify
 
 _DRY_SOURCES = 24  # looked at to foretell a job
 _LINES = 10  # of progress where there is no terminal
@@ -57,21 +60,28 @@ def make_slice(job: Job, num_workers: int, place: int, num_slices: int) -> None:
 def _plan(job: Job) -> Plan:
     with Console().status(f"list {job.source}"):
         plan = make_plan(job)
-    _check_labels(job)
+    _check_labels(job, plan)
     _check_masks(job)
     _warn_of_key(job)
+    if plan.num_links:
+        print(
+            f"source {job.source}: {plan.num_links} symbolic links are not followed, since they lead out of it, in a "
+            "circle or nowhere; `cp -rL` copies a folder with what its links lead to"
+        )
     print(f"{plan.num_sources} sources, {_size(plan.num_bytes)}, in {plan.num_units} units")
     return plan
 
 
-def _check_labels(job: Job) -> None:
+def _check_labels(job: Job, plan: Plan) -> None:
     source = source_store(job)
-    absent = [name for name in load_labels(source, job.labels) if not source.exists(name)]
-    if absent:
-        raise InputError(
-            f"labels {job.labels or job.source}: {len(absent)} listed files are missing, the first is {absent[0]}; "
-            f"paths are relative to {source.place}"
-        )
+    for line in describe_labels(source, job.labels):
+        print(line)
+    labels = load_labels(source, job.labels)
+    if labels:
+        place = str(job.labels or job.source)
+        found = match(place, labels, plan.names())
+        for line in refuse_unmatched(place, found, source.place, job.allow_unmatched):
+            print(line)
 
 
 def _warn_of_key(job: Job) -> None:
@@ -102,9 +112,27 @@ def _finish(job: Job) -> Manifest:
     if not manifest.num_samples():
         reasons = ", ".join(f"{name}: {count}" for name, count in manifest.outcomes.items())
         raise InputError(f"source {job.source}: none of its {num_sources} files was accepted ({reasons}); see {report}")
+    for line in _about_patients(manifest):
+        print(line)
     print(f"{manifest.num_samples()} frames in {len(manifest.shards)} shards: {job.out}\nlook at {report}")
     print(f"key: {job.key_file} (keep it; the same key gives the same pseudonyms)\nnext: us-jepa verify {job.out}")
     return manifest
+
+
+def _about_patients(manifest: Manifest) -> Iterator[str]:
+    """What may spoil the split by patient, and how to put it right."""
+    notes = manifest.notes
+    if num := notes.get("sources_without_patient"):
+        by_study = notes.get("sources_grouped_by_study", 0)
+        yield (
+            f"{num} sources have no patient identifier: in the split, the study stands for the patient of {by_study}, "
+            f"the file itself for that of {num - by_study}; --labels with a column group tells patients"
+        )
+    if num := notes.get("patients_of_many_studies"):
+        yield (
+            f"{num} patient identifiers cover more than {MANY_STUDIES} studies, one of them "
+            f"{notes['studies_of_one_patient']}: if they are placeholders, --labels with a column group tells patients"
+        )
 
 
 def _outcome_table(outcomes: dict[str, int], num_sources: int) -> Table:
@@ -215,7 +243,7 @@ def _try(job: Job, names: list[str]) -> Iterator[list[Converted]]:
         Converter(job.limits, Path(folder), readable_places(job)) as converter,
     ):
         for name in names:
-            label = labels.get(name)
+            label = labels.get(normal_name(name))
             mask = source.fetch(label.mask, Path(folder) / "mask") if label and label.mask else None
             local = source.fetch(name, Path(folder) / "source")
             yield list(
@@ -231,9 +259,11 @@ def verify_shards(directory: str, forbid: Path | None = None) -> None:
 
     """
     forbidden = None if forbid is None else load_forbidden(forbid)
+    for line in () if forbidden is None else forbidden.remarks:
+        print(line)
     total = len(load_manifest(directory).shards)
     checked = list(track(verify(directory, forbidden), total=total, description="verify"))
-    words = "" if forbid is None else f", and none of the strings in {forbid} occurs"
+    words = "" if forbidden is None else f", and none of the {len(forbidden)} strings of {forbid} occurs"
     print(f"{directory}: {sum(count for _, count in checked)} samples in {len(checked)} shards are whole{words}")
 
 

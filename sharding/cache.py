@@ -16,6 +16,7 @@ from typing import IO
 
 import fsspec
 
+from sharding.names import name_bytes
 from sharding.recording import InputError
 from sharding.shard import Shard
 
@@ -45,7 +46,7 @@ class ShardCache:
         """Where the shard lies, or will lie when it has been fetched."""
         if not shard.is_remote:
             return Path(shard.place)
-        identity = shard.sha256 or hashlib.sha256(shard.place.encode()).hexdigest()
+        identity = shard.sha256 or hashlib.sha256(name_bytes(shard.place)).hexdigest()
         return self.folder / f"{identity}.tar"
 
     def fetch(self, shard: Shard) -> Path:

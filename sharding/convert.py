@@ -10,6 +10,7 @@ from typing import cast
 
 import cv2
 
+from sharding.names import path_for_decoders
 from sharding.preprocess import Clip, Pixels, cut_clips
 from sharding.profiles import Profile
 from sharding.recording import FrameChoice, Reason, Recording, Rejected
@@ -68,6 +69,8 @@ class Converted:
         clips: one per region.
         source_kind: `dicom`, `video`, `image`; empty when refused before it was known.
         patient: as the source gives it.
+        study: see Recording.
+        has_patient: see Recording.
         clip: as the source gives it.
         tags: allow-listed facts.
         is_lossy: see Recording.
@@ -88,6 +91,8 @@ class Converted:
     content: bytes = b""
     thumbnail: bytes = b""
     fault: str = ""
+    study: str = ""
+    has_patient: bool = False
 
 
 def convert(task: Task) -> Converted:
@@ -146,6 +151,8 @@ def _convert_frames(task: Task) -> Converted:
         tags=recording.tags,
         is_lossy=recording.is_lossy,
         content=_content(encoded),
+        study=recording.study,
+        has_patient=recording.has_patient,
     )
 
 
@@ -158,7 +165,8 @@ def with_mask(recording: Recording, mask: Path | None) -> Recording:
     """
     if mask is None:
         return recording
-    scan = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
+    with path_for_decoders(mask) as place:
+        scan = cv2.imread(str(place), cv2.IMREAD_GRAYSCALE)
     if scan is None:
         raise Rejected(Reason.MASK_UNREADABLE)
     if scan.shape != recording.frames.shape[1:]:

@@ -10,6 +10,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from sharding.names import name_bytes
 from sharding.recording import InputError
 
 _KEY_BYTES = 32
@@ -24,6 +25,13 @@ _BODY_PARTS = {
     "ABDOMEN", "AORTA", "ARM", "BLADDER", "BRAIN", "BREAST", "CAROTID", "CHEST", "FETUS", "GALLBLADDER", "HEART",
     "HIP", "KIDNEY", "KNEE", "LEG", "LIVER", "LUNG", "MUSCLE", "NECK", "OVARY", "PANCREAS", "PELVIS", "PROSTATE",
     "SHOULDER", "SPLEEN", "TESTIS", "THYROID", "UTERUS",
+}  # fmt: skip
+_PLACEHOLDERS = {  # of PatientID: letters and digits alone, lower case; also what is all 0 or all X
+    "anon", "anonym", "anonymous", "anonymouspatient", "anonymised", "anonymisedpatient", "anonymized",
+    "anonymizedpatient", "anonymize", "anonymise", "blank", "confidential", "deidentified", "deidentifiedpatient",
+    "deleted", "dummy", "empty", "hidden", "id", "masked", "na", "nan", "nil", "noid", "none", "nopatientid",
+    "notavailable", "notprovided", "notsupplied", "null", "patient", "patientid", "private", "redacted", "removed",
+    "unidentified", "undefined", "unknown", "unknownpatient", "unnamed",
 }  # fmt: skip
 
 
@@ -52,7 +60,7 @@ class Pseudonyms:
         return int.from_bytes(self._digest(domain, value)[:8])
 
     def _digest(self, domain: str, value: str) -> bytes:
-        return hmac.digest(self._key, f"{domain}\0{value}".encode(), hashlib.sha256)
+        return hmac.digest(self._key, name_bytes(f"{domain}\0{value}"), hashlib.sha256)
 
 
 def load_key(path: Path) -> bytes:
@@ -84,6 +92,12 @@ def _make_key(path: Path) -> None:
             path.hardlink_to(draft)
     finally:
         draft.unlink()
+
+
+def is_patient(identifier: str) -> bool:
+    """Whether a PatientID is that of a patient, and neither empty nor what anonymisers write into all of them."""
+    plain = "".join(letter for letter in identifier.casefold() if letter.isalnum())
+    return bool(plain.strip("0x")) and plain not in _PLACEHOLDERS
 
 
 def allowed_tags(manufacturer: str, body_part: str) -> dict[str, str]:

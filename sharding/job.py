@@ -166,7 +166,7 @@ def _claim(job: Job, plan: Plan) -> str:
     out = Store(job.out)
     if out.is_local:
         out.path(OUTCOMES).mkdir(parents=True, exist_ok=True)
-    labels = job.labels.read_text() if job.labels else ""
+    labels = job.labels.read_text(encoding="utf-8", errors="surrogateescape") if job.labels else ""
     pseudonyms = Pseudonyms(load_key(job.key_file))
     plan_hash = pseudonyms.of("plan", f"{plan.sha256}\0{job.policy.hash()}\0{labels}")
     if out.exists(_PLAN) and json.loads(out.read(_PLAN))["plan"] != plan_hash:

@@ -41,7 +41,8 @@ class Manifest(BaseModel):
         tools: versions of what decoded and encoded.
         outcomes: number of sources by outcome.
         certificates: number of clips by certificate.
-        notes: number of clips or frames that were changed: truncated, inpainted, dropped.
+        notes: number of clips or frames that were changed (truncated, inpainted, dropped), of sources whose patient is
+            unknown, of identifiers that cover suspiciously many studies, and of links that were not followed.
         shards: in order of name.
 
     """

@@ -24,6 +24,7 @@ from sharding.store import Store
 from sharding.unit import commit, read_lines, record_name
 from sharding.writer import write_shard
 
+MANY_STUDIES = 20  # of one identifier: more are seldom one patient's
 _OURS = re.compile(r"(train|val)-\d{5}-\d{3}\.tar")
 
 
@@ -33,6 +34,8 @@ def merge(job: Job, plan: Plan, plan_hash: str) -> Manifest:
     for unit, rows in _find_copies_across(out, plan).items():
         _take_out(out, unit, rows)
     counts = _count(out, plan)
+    if plan.num_links:
+        counts.notes["links_not_followed"] = plan.num_links
     _delete_unnamed(out, {shard.name for shard in counts.shards})
     manifest = Manifest(
         codec=job.policy.codec,
@@ -131,6 +134,8 @@ class _Counts:
     certificates: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     shards: list[ShardInfo] = field(default_factory=list)
+    patients: "array[int]" = field(default_factory=lambda: array("Q"))
+    studies: "array[int]" = field(default_factory=lambda: array("Q"))
 
 
 def _count(out: Store, plan: Plan) -> _Counts:
@@ -141,5 +146,19 @@ def _count(out: Store, plan: Plan) -> _Counts:
             if line["outcome"] == "accepted":
                 counts.certificates.update(line["certificates"])
                 counts.notes.update(line["notes"])
+                if "patient" in line:
+                    counts.patients.append(line["patient"])
+                    counts.studies.append(line["study"])
         counts.shards += [ShardInfo(**shard) for shard in json.loads(out.read(record_name(unit)))["shards"]]
+    counts.notes.update(_many_studies(counts.patients, counts.studies))
     return counts
+
+
+def _many_studies(patients: "array[int]", studies: "array[int]") -> dict[str, int]:
+    """How many identifiers of patients cover many studies, and how many studies the largest has; none: nothing."""
+    if not patients:
+        return {}
+    pairs = np.unique(np.stack([np.frombuffer(patients, np.uint64), np.frombuffer(studies, np.uint64)], 1), axis=0)
+    num_studies = np.unique(pairs[:, 0], return_counts=True)[1]
+    many = num_studies[num_studies > MANY_STUDIES]
+    return {"patients_of_many_studies": len(many), "studies_of_one_patient": int(many.max())} if len(many) else {}

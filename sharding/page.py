@@ -5,6 +5,8 @@ from pathlib import Path
 
 import jinja2
 
+from sharding.names import printable
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -35,4 +37,4 @@ def render_page(title: str, lead: str, sections: list[Section]) -> str:
     """Render a page; every text is escaped."""
     template = (Path(__file__).parent / "page.html").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(template).render(title=title, lead=lead, sections=sections)
+    return printable(environment.from_string(template).render(title=title, lead=lead, sections=sections))

@@ -7,8 +7,9 @@ import hashlib
 import mmap
 import os
 import secrets
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,9 +17,11 @@ import numpy as np
 
 from sharding.deidentify import Pseudonyms, load_key
 from sharding.labels import listed_names
+from sharding.names import name_bytes
 from sharding.policy import Job
 from sharding.recording import InputError
 from sharding.store import Store
+from sharding.tables import normal_name
 
 _UNIT_BYTES = 1 << 30  # of sources: minutes of work, a few shards
 _MIN_SOURCES, _MIN_UNITS = 16, 64  # small jobs are cut finer, so that all processes have work and bars move
@@ -35,6 +38,7 @@ class Plan:
         num_bytes: of all sources.
         sha256: of the listing.
         num_units: units of work. Unit u holds every num_units-th source from u on, so neighbours in a folder part.
+        num_links: symbolic links that were not followed.
 
     """
 
@@ -43,6 +47,7 @@ class Plan:
     num_bytes: int
     sha256: str
     num_units: int
+    num_links: int = 0
 
     def unit(self, number: int) -> list[str]:
         """Names of the sources of one unit."""
@@ -50,6 +55,11 @@ class Plan:
         mine = np.arange(number, self.num_sources, self.num_units)
         starts = np.where(mine > 0, ends[mine - 1] + 1, 0)
         return [_name(content[start:end]) for start, end in zip(starts.tolist(), ends[mine].tolist(), strict=True)]
+
+    def names(self) -> Iterator[str]:
+        """Names of all sources, unit by unit."""
+        for number in range(self.num_units):
+            yield from self.unit(number)
 
 
 def write_plan(entries: Iterable[tuple[str, int]], path: Path) -> Plan:
@@ -87,10 +97,14 @@ def make_plan(job: Job) -> Plan:
     if not source.exists():
         raise InputError(f"source {job.source}: no such file or folder")
     path = job.key_file.parent / "plans" / f"{Pseudonyms(load_key(job.key_file)).of('out', job.out)}.txt"
-    plan = write_plan(_entries(source, job), path)
+    links: Counter[str] = Counter()
+    plan = write_plan(_entries(source, job, links), path)
     if not plan.num_sources:
-        raise InputError(f"source {job.source}: no file in it; give a folder of DICOM, video, image or archive files")
-    return plan
+        but = f" but {links.total()} symbolic links that lead out of it or nowhere" if links else ""
+        raise InputError(
+            f"source {job.source}: no file in it{but}; give a folder of DICOM, video, image or archive files"
+        )
+    return replace(plan, num_links=links.total())
 
 
 def source_store(job: Job) -> Store:
@@ -108,22 +122,22 @@ def readable_places(job: Job) -> list[Path]:
     return [Path(job.source) if is_alone else source.path()]
 
 
-def _entries(source: Store, job: Job) -> Iterable[tuple[str, int]]:
+def _entries(source: Store, job: Job, links: Counter[str]) -> Iterable[tuple[str, int]]:
     if source.is_local and source.path().is_file():
         return [(source.path().name, source.path().stat().st_size)]
     skipped = {job.labels.resolve()} if job.labels else set()
     listed = listed_names(source)  # a benchmark that lists its own images
     return (
         (name, size)
-        for name, size in source.entries()
-        if (listed is None or name in listed) and not (skipped and source.path(name).resolve() in skipped)
+        for name, size in source.entries(links=links)
+        if (listed is None or normal_name(name) in listed) and not (skipped and source.path(name).resolve() in skipped)
     )
 
 
 def _line(name: str, size: int) -> bytes:
     if "%" in name or "\n" in name:
         name = name.replace("%", "%25").replace("\n", "%0A")
-    return f"{size}\t{name}\n".encode(errors="surrogateescape")
+    return name_bytes(f"{size}\t{name}\n")
 
 
 def _name(line: bytes) -> str:

@@ -82,6 +82,7 @@ class Job:
         key_file: secret of the pseudonyms; beside it the listing of the sources is kept, which names patients.
         labels: table of path, label, group, or None.
         limits: of a decoder.
+        allow_unmatched: rows of labels that match no source are said, and no error.
 
     """
 
@@ -91,3 +92,4 @@ class Job:
     key_file: Path
     labels: Path | None = None
     limits: Limits = field(default_factory=Limits)
+    allow_unmatched: bool = False

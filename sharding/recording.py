@@ -132,6 +132,8 @@ class Recording:
         is_lossy: the source's codec loses information; between copies the other one is kept.
         is_truncated: the source ends early; the frames that are whole are here.
         mask: (H, W) bool, the scan as a published set marks it; None when it does not.
+        study: identifier of the study as the source gives it, empty where it gives none; never stored.
+        has_patient: whether `patient` is that of a patient; else it is the study, or the source itself.
 
     """
 
@@ -150,3 +152,5 @@ class Recording:
     is_lossy: bool = False
     is_truncated: bool = False
     mask: np.ndarray | None = None
+    study: str = ""
+    has_patient: bool = False

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from sharding.manifest import Manifest, load_manifest
-from sharding.merge import samples_of
+from sharding.merge import MANY_STUDIES, samples_of
 from sharding.page import Figure, Section, render_page
 from sharding.preprocess import stretch, to_square
 from sharding.recording import Reason
@@ -34,6 +34,11 @@ _NOTES = {
     "frames_colour_overlay": "frames left out, more than 5 % of them coloured marks",
     "frames_inpainted": "frames in which coloured marks were painted over",
     "frames_near_identical": "frames left out, equal to the one before",
+    "links_not_followed": "symbolic links that lead out of the source, in a circle or nowhere: not read",
+    "patients_of_many_studies": f"patient identifiers that cover more than {MANY_STUDIES} studies: placeholders?",
+    "sources_without_patient": "sources without a patient identifier, or with a placeholder such as ANONYMOUS",
+    "sources_grouped_by_study": "of these, those whose study stands for the patient in the split",
+    "studies_of_one_patient": "studies of the identifier that covers most",
 }
 
 
@@ -89,7 +94,7 @@ def _outcomes(manifest: Manifest) -> Section:
 
 def _certificates(manifest: Manifest) -> Section:
     rows = [(f"{name}: {_CERTIFICATES[name]}", str(count)) for name, count in manifest.certificates.items()]
-    rows += [(_NOTES[name], str(count)) for name, count in manifest.notes.items()]
+    rows += [(text, str(manifest.notes[name])) for name, text in _NOTES.items() if name in manifest.notes]
     return Section("What vouches for the kept pixels, and what was changed", table=(("", "number"), *rows))
 
 

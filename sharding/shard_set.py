@@ -12,6 +12,7 @@ from rich.progress import track
 
 from sharding.cache import ShardCache
 from sharding.manifest import MANIFEST, load_manifest
+from sharding.names import name_bytes
 from sharding.recording import InputError
 from sharding.shard import Shard
 from sharding.store import Store
@@ -109,7 +110,7 @@ def _counted(url: str, cache: ShardCache) -> Shard:
         return _scanned(Path(url))
     known = Store(cache_folder() / "remote")
     known.path().mkdir(parents=True, exist_ok=True)
-    name = f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
+    name = f"{hashlib.sha256(name_bytes(url)).hexdigest()[:32]}.json"
     if not known.exists(name):
         path = cache.fetch(Shard(url, 0, 0))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -4,6 +4,7 @@ import fcntl
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -101,26 +102,50 @@ class Store:
             found = [Path(p).name for p in self._fs.ls(place_name, detail=False)] if self._fs.exists(place_name) else []
         return sorted(name for name in found if name.endswith(suffix))
 
-    def entries(self, folder: str = "") -> Iterator[tuple[str, int]]:
-        """Every file below a folder as (name, bytes), folder by folder in order of name.
+    def entries(self, folder: str = "", links: Counter[str] | None = None) -> Iterator[tuple[str, int]]:
+        """Every file below a folder as (name, bytes), folder by folder in order of name; hidden ones are left out.
 
-        Hidden files and links are left out, so that nothing outside the folder is read.
+        A link is followed where it leads to a file or folder below this store, so that nothing outside is read.
+
+        Args:
+            folder: where to begin.
+            links: counts those that are not followed: `outside`, `broken`, `circular`.
+
         """
-        for name, size, is_folder in self._list(folder):
-            if is_folder:
-                yield from self.entries(name)
+        yield from self._entries(folder, Counter() if links is None else links, is_linked=False)
+
+    def _entries(self, folder: str, links: Counter[str], is_linked: bool) -> Iterator[tuple[str, int]]:
+        for name, size, is_folder, is_link in self._list(folder):
+            if is_link and (why := self._why_not(name, is_folder, is_linked)):
+                links[why] += 1
+            elif is_folder:
+                yield from self._entries(name, links, is_linked or is_link)
             else:
                 yield name, size
 
-    def _list(self, folder: str) -> list[tuple[str, int, bool]]:
+    def _why_not(self, name: str, is_folder: bool, is_linked: bool) -> str:
+        """The reason for which a link is not followed; empty when it is."""
+        path = self.path(name)
+        if not (is_folder or path.is_file()):  # nor is what a circle of links leads to
+            return "broken"
+        target, root = path.resolve(), self.path().resolve()
+        if not target.is_relative_to(root):
+            return "outside"
+        # a folder that is linked inside a linked folder may lead back to the first
+        return "circular" if is_folder and (is_linked or path.parent.resolve().is_relative_to(target)) else ""
+
+    def _list(self, folder: str) -> list[tuple[str, int, bool, bool]]:
+        """Name, bytes, whether it is a folder and whether a link, of all that is directly in a folder."""
         prefix = f"{folder}/" if folder else ""
         if not self.is_local:
             place = f"{self._root}/{folder}".rstrip("/")
-            found = [(Path(i["name"]).name, int(i["size"] or 0), i["type"] == "directory") for i in self._ls(place)]
+            found = [
+                (Path(i["name"]).name, int(i["size"] or 0), i["type"] == "directory", False) for i in self._ls(place)
+            ]
         else:
             with os.scandir(self.path(folder)) as listing:
-                found = [_entry(item) for item in listing if item.is_file() or item.is_dir() if not item.is_symlink()]
-        return [(prefix + name, size, is_dir) for name, size, is_dir in sorted(found) if not name.startswith(".")]
+                found = [_entry(item) for item in listing if item.is_symlink() or item.is_file() or item.is_dir()]
+        return [(prefix + name, *facts) for name, *facts in sorted(found) if not name.startswith(".")]
 
     def _ls(self, place: str) -> list[dict[str, Any]]:
         return [item for item in self._fs.ls(place, detail=True) if item["name"].rstrip("/") != place]
@@ -155,9 +180,13 @@ class Store:
             yield
 
 
-def _entry(item: os.DirEntry[str]) -> tuple[str, int, bool]:
-    is_folder = item.is_dir(follow_symlinks=False)
-    return item.name, 0 if is_folder else item.stat(follow_symlinks=False).st_size, is_folder
+def _entry(item: os.DirEntry[str]) -> tuple[str, int, bool, bool]:
+    try:
+        is_folder = item.is_dir()
+        size = item.stat().st_size if item.is_file() else 0
+    except OSError:  # a circle of links, or one to where nobody may look
+        is_folder, size = False, 0
+    return item.name, size, is_folder, item.is_symlink()
 
 
 @lru_cache(maxsize=8)

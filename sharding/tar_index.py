@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sharding.names import name_bytes
 from sharding.recording import InputError
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -47,7 +48,7 @@ def load_index(path: Path, identity: str = "") -> np.ndarray:
 
 @lru_cache(maxsize=256)  # counted, then opened
 def _load(path: Path, identity: str) -> np.ndarray:
-    kept = cache_folder() / "index" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
+    kept = cache_folder() / "index" / f"{hashlib.sha256(name_bytes(identity)).hexdigest()[:32]}.npy"
     if not kept.exists():
         _save(scan(path), kept)
     return np.asarray(np.load(kept, mmap_mode="r"))  # memmap's own indexing is slow

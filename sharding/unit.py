@@ -27,6 +27,7 @@ from sharding.policy import Job
 from sharding.recording import Reason
 from sharding.sample import Meta, SourceKind, extensions_of, name_members
 from sharding.store import Store
+from sharding.tables import normal_name
 from sharding.writer import member_bytes, tar_bytes, write_shard
 
 _THUMBNAILS = 2  # kept per unit and reason
@@ -117,7 +118,7 @@ class _Unit:
 
     def add(self, name: str, converter: Converter) -> None:
         """Convert one source and keep its outcome and its encoded frames."""
-        label = self._labels.get(name, Label())
+        label = self._labels.get(normal_name(name), Label())
         local = self._source.fetch(name, self._folder / "source")
         mask = None if label.mask is None else self._source.fetch(label.mask, self._folder / "mask")
         policy = self._job.policy
@@ -136,13 +137,20 @@ class _Unit:
                 "outcome": "accepted",
                 "frames": sum(len(clip.frames) for clip in converted.clips),
                 "certificates": Counter(clip.certificate for clip in converted.clips),
-                "notes": {name: count for name, count in notes.items() if count},
+                "notes": {name: count for name, count in (notes | _patient_notes(converted, label)).items() if count},
                 "clips": [self._keep_clip(*numbered, converted, label) for numbered in enumerate(converted.clips)],
                 "instance": self._pseudonyms.number("instance", converted.clip),
                 "content": self._pseudonyms.number("content", converted.content.hex()),
                 "lossy": int(converted.is_lossy),
-            }
+            } | self._who(converted, label)
         self.lines.append(line)
+
+    def _who(self, converted: Converted, label: Label) -> Line:
+        """Keyed numbers of patient and study, by which an identifier that covers many studies is noticed."""
+        if label.group or not converted.has_patient or not converted.study:
+            return {}
+        named = {"patient": converted.patient, "study": converted.study}
+        return {domain: self._pseudonyms.number(domain, value) for domain, value in named.items()}
 
     def _keep_thumbnail(self, reason: Reason, thumbnail: bytes) -> None:
         kept = self.thumbnails.setdefault(reason, [])
@@ -224,6 +232,12 @@ def _parts(frames: list[_Frame], shard_bytes: int) -> list[list[_Frame]]:
         if tar_bytes(largest) <= shard_bytes or num_parts == len(frames):
             return [frames[start:end] for start, end in pairwise(cuts)]
     return [[frame] for frame in frames]
+
+
+def _patient_notes(converted: Converted, label: Label) -> Counter[str]:
+    """Of a source whose patient is unknown: the study stands for the patient, or the source itself."""
+    is_unknown = not label.group and not converted.has_patient
+    return Counter(sources_without_patient=is_unknown, sources_grouped_by_study=is_unknown and bool(converted.study))
 
 
 def explain(error: OSError, job: Job) -> str:

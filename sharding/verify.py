@@ -1,13 +1,13 @@
 """Read finished shards again and say the first thing that is wrong, by name."""
 
 import hashlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from sharding.deidentify import is_allowed
+from sharding.forbidden import Forbidden
 from sharding.manifest import ShardInfo, load_manifest
 from sharding.merge import samples_of
 from sharding.recording import InputError
@@ -19,23 +19,8 @@ _CHUNK = 1 << 24
 _META = TypeAdapter(Meta)
 
 
-def load_forbidden(path: Path) -> re.Pattern[bytes]:
-    """Pattern that finds any line of a file, letter case aside.
-
-    Raises:
-        InputError: no such file, or nothing in it.
-
-    """
-    if not path.is_file():
-        raise InputError(f"forbid {path}: no such file; give one name or number per line")
-    words = [line.strip() for line in path.read_bytes().splitlines() if line.strip()]
-    if not words:
-        raise InputError(f"forbid {path}: no line in it; give one name or number per line")
-    return re.compile(b"|".join(map(re.escape, sorted(words, key=len, reverse=True))), re.IGNORECASE)
-
-
 def verify(
-    directory: Path | str, forbidden: re.Pattern[bytes] | None = None, text: bool = True
+    directory: Path | str, forbidden: Forbidden | None = None, text: bool = True
 ) -> Iterator[tuple[ShardInfo, int]]:
     """Check one shard after the other: content hash, keys, allow-list, that every sample decodes and shows no letters.
 
@@ -64,11 +49,11 @@ def verify(
         yield shard, _check_samples(out, shard, text, manifest.codec)
 
 
-def _check_words(out: Store, name: str, forbidden: re.Pattern[bytes] | None) -> None:
-    if forbidden is not None and (found := forbidden.search(out.read(name))):
+def _check_words(out: Store, name: str, forbidden: Forbidden | None) -> None:
+    if forbidden is not None and (found := forbidden.find(name, out.read(name))):
         raise InputError(
-            f"{out / name}: a forbidden string occurs at byte {found.start()} ({found.end() - found.start()} bytes); "
-            "do not share this directory"
+            f"{out / name}: a forbidden string occurs at byte {found.start} ({found.num_bytes} bytes); "
+            f"do not share this directory (line {found.line} of {forbidden.place})"
         )
 
 

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from sharding.names import print_any_name
 from sharding.recording import InputError
 from train.config import PretrainConfig
 from train.config_file import load_config
@@ -21,6 +22,7 @@ def start(argv: list[str], description: str) -> int:
         description: for --help.
 
     """
+    print_any_name()
     try:
         cfg, is_smoke = parse(argv, description)
     except InputError as error:

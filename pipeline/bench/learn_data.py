@@ -13,6 +13,7 @@ from eval.datasets import LabelledSet, load_set
 from pipeline.shards import make_shards
 from sharding.policy import Job, Policy
 from sharding.recording import FrameChoice, InputError
+from sharding.tables import read_table
 
 Half = Literal["development", "reported"]
 SETS = ("gallbladder_ba", "hc18_ccby", "muscle_cc0", "pocus_ccby", "dicom")
@@ -60,13 +61,12 @@ def _shard(src: Path, name: str, out: Path, num_workers: int) -> Path:
 
 def _write_groups(labels: Path, name: str, table: Path) -> None:
     """Patients of one set, for the split; the labels stay behind."""
-    with labels.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["path"].startswith(f"{name}/")]
+    rows = read_table(labels, str(labels.parent.resolve())).below(name).rows
     table.parent.mkdir(parents=True, exist_ok=True)
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "label", "group"))
-        writer.writerows((row["path"].removeprefix(f"{name}/"), "", row["group"]) for row in rows)
+        writer.writerows((path.removeprefix(f"{name}/"), "", row.cells["group"]) for path, row in rows.items())
 
 
 def external_weights() -> Path:

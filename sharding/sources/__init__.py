@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 
+from sharding.names import path_for_decoders
 from sharding.recording import FrameChoice, Reason, Recording, Rejected
 from sharding.sources.colour import is_flat
 from sharding.sources.dicom import read_dicom
@@ -80,8 +81,8 @@ def read(path: Path, name: str, choice: FrameChoice) -> Recording:
     kind = kind_of(path)
     if kind == "archive":
         raise Rejected(Reason.NESTED_ARCHIVE)
-    with _refusing():
-        recording = _READERS[kind](path, name, choice)
+    with _refusing(), path_for_decoders(path) as place:
+        recording = _READERS[kind](place, name, choice)
         if all(is_flat(frame) for frame in recording.frames):  # a decoder that fails without a word gives black frames
             raise Rejected(Reason.EMPTY)
         return recording

@@ -9,7 +9,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut
 
-from sharding.deidentify import allowed_tags
+from sharding.deidentify import allowed_tags, is_patient
 from sharding.recording import MAX_BYTES, MAX_FRAMES, MAX_SIDE, FrameChoice, Reason, Recording, Rejected
 from sharding.sources.colour import stack_planes
 from sharding.sources.dicom_codec import CODECS, NATIVE, PALETTE, VIDEO, Codec, Layout, decode_native
@@ -197,13 +197,21 @@ def _read_video(header: Header, layout: Layout, num_declared: int, choice: Frame
     return replace(stream.recording("dicom", "", is_truncated), frame_times_ms=times)
 
 
+def _study_or(name: str, study: str) -> str:
+    """What keeps recordings of one patient together where nobody says who it is; no PatientID reads like it."""
+    return f"\0study\0{study}" if study else name
+
+
 def _with_tags(recording: Recording, dataset: Dataset, name: str) -> Recording:
-    patient = _text(dataset, "PatientID")
+    patient, study = _text(dataset, "PatientID"), _text(dataset, "StudyInstanceUID")
+    has_patient = is_patient(patient)
     boxes, spacing = tissue_regions(dataset)
     manufacturer = _text(dataset, "Manufacturer")
     return replace(
         recording,
-        patient=f"{patient}\0{_text(dataset, 'IssuerOfPatientID')}" if patient else name,
+        patient=f"{patient}\0{_text(dataset, 'IssuerOfPatientID')}" if has_patient else _study_or(name, study),
+        study=study,
+        has_patient=has_patient,
         clip=_text(dataset, "SOPInstanceUID") or name,
         regions=boxes,
         excluded=other_regions(dataset),

@@ -17,11 +17,13 @@ from pyarrow import parquet
 
 from deploy.embed import Embedding, _embed_shard, embed
 from deploy.embedder import Embedder
-from deploy.index import nearest
+from deploy.index import nearest, open_table
+from pipeline.embed import Raw, write_table
 from sharding.policy import Policy
 from sharding.preprocess import stretch, to_square
 from sharding.reader import ShardReader
 from sharding.recording import FrameChoice, InputError
+from tests.cases.odd_names import LATIN, still
 from tests.conftest import ROOT, make_shards
 from train.vit import load_encoder, new_student, save_encoder
 
@@ -168,3 +170,13 @@ def _identifiers(path: Path) -> set[str]:
     names = ("PatientName", "PatientID", "InstitutionName", "ReferringPhysicianName", "PatientBirthDate", "StudyDate")
     words = re.split(r"[\W_]+", " ".join(str(header.get(name, "")) for name in (*names, "AccessionNumber", "StudyID")))
     return {word.lower() for word in (*words, path.stem) if len(word) >= 5}
+
+
+def test_scans_and_tables_may_have_names_that_are_no_utf8(encoder: Path, tmp_path: Path) -> None:
+    source = tmp_path / LATIN
+    source.mkdir()
+    (source / f"{LATIN}.png").write_bytes(still(0))
+    (source / "plain.png").write_bytes(still(1))
+    out = tmp_path / f"{LATIN}.parquet"
+    write_table(Embedding(str(encoder)), Raw(str(source), 1, "public", tmp_path / "key"), out)
+    assert open_table(out).num_rows == 2

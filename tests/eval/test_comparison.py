@@ -104,7 +104,7 @@ def test_the_set_has_the_labels_of_its_file(labelled: Path) -> None:
     ("content", "message"),
     [
         ("path,label\na.png,x\n", "no column group"),
-        ("path,label,group\na.png,x,1\n", r"names a\.png, but there is no file"),
+        ("path,label,group\na.png,x,1\n", r"1 of 1 rows match no source, the first is a\.png"),
     ],
 )
 def test_a_broken_labels_file_is_named(content: str, message: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from eval.ultrabench import BENCH_SETS, BenchSet, bench_set, find_folder
 from sharding.policy import Policy
 from sharding.recording import FrameChoice, InputError
 from sharding.sources.synthetic_files import write_demo_set
+from tests.cases.odd_names import LATIN
 from tests.conftest import make_shards
 from tests.eval.fakes import Layout, draw, scaled, write_fake
 
@@ -192,7 +193,9 @@ def test_lists_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         "not JSON": "[",
         "label '7' is none of GBCU's: normal, benign, malignant, or 0 to 2": json.dumps([records[0] | {"label": 7}]),
         "has neither label nor pathology": json.dumps([{"image": records[0]["image"]}]),
-        r"there is no file .*gone\.png": json.dumps([records[0] | {"image": "images/gone.png"}]),
+        r"1 of 19 rows match no source, the first is images/gone": json.dumps(
+            [records[0] | {"image": "images/gone.png"}]
+        ),
     }
     for message, text in cases.items():
         (folder / "test.json").write_text(text)
@@ -230,3 +233,15 @@ def test_the_pixels_of_a_set_are_hashed_once(tmp_path: Path) -> None:
     assert Counted.num_read == plain.squares.nbytes
     other = made.take(np.arange(len(made.labels) - 1))  # other samples, another hash
     assert other.sha256 != made.sha256
+
+
+def test_a_set_may_have_names_that_are_no_utf8(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()  # OpenCV cannot write below another name
+    folder = write_table(tmp_path / "plain", some_rows(2)).rename(tmp_path / LATIN)
+    (folder / "0.png").rename(folder / f"{LATIN}.png")
+    (folder / "labels.csv").write_bytes(b"path;label;group\nM\xfcller.png;a;g\n1.png;b;h\n")
+    made = load_set(str(folder), SIZE)
+    assert (made.name, made.classes, made.num_refused) == ("M\\udcfcller", ("a", "b"), 0)
+    (folder / "labels.csv").write_bytes(b"path;label;group\nM\xfcller.jpg;a;g\n1.png;b;h\n")
+    with pytest.raises(InputError, match="line 2 is not UTF-8; it seems to be Windows-1252, in which it has 'Müller"):
+        load_set(str(folder), SIZE)

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from pipeline.arguments import make_parser
 from pipeline.doctor import Load, examine
 from sharding.manifest import load_manifest
+from sharding.reader import ShardReader
+from tests.cases.label_tables import NAMES, variants, write_pictures
 from tests.conftest import run_command
 
 pytestmark = pytest.mark.launch
@@ -84,7 +87,45 @@ def test_labels_that_are_missing_are_named(labelled: Path, tmp_path: Path) -> No
     (tmp_path / "labels.csv").write_text("path,label,group\nnot-there.dcm,a,b\n")
     code, _, errors = us_jepa("shards", labelled, tmp_path / "out", "--labels", tmp_path / "labels.csv", home=tmp_path)
     assert code == 2
-    assert "1 listed files are missing, the first is not-there.dcm; paths are relative to" in errors
+    assert "1 of 1 rows match no source, the first is not-there.dcm; paths are relative to" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("kind", ["utf16_tab", "nan_label", "dotslash"])
+def test_shards_prints_the_classes_of_a_table_first(kind: str, tmp_path: Path) -> None:
+    source = tmp_path / "scans"
+    write_pictures(source, NAMES)
+    table = tmp_path / "labels.csv"
+    table.write_bytes(variants(source)[kind][1] + (b"gone.png,malignant,p99\n" if kind == "nan_label" else b""))
+    words = ("shards", source, tmp_path / "out", "--pixels", "public", "--labels", table, "--workers", "1")
+    code, printed, errors = us_jepa(*words, "--allow-unmatched", home=tmp_path)
+    assert code == 0, errors
+    num_rows, num_benign, num_malignant = (25, 8, 13) if kind == "nan_label" else (24, 12, 12)
+    first = f"labels {table}: {num_rows} sources; classes: benign {num_benign}, malignant {num_malignant}"
+    assert printed.splitlines()[0] == first
+    assert ("1 of 25 rows match no source, the first is gone.png" in printed) == (kind == "nan_label")
+    found: Counter[str | None] = Counter()
+    for shard in load_manifest(tmp_path / "out").shards:
+        reader = ShardReader(tmp_path / "out" / shard.name)
+        found.update(reader[row].meta.label for row in range(len(reader)))
+    assert found == (
+        {"benign": 8, "malignant": 12, None: 4} if kind == "nan_label" else {"benign": 12, "malignant": 12}
+    )
+
+
+def test_an_out_that_names_no_data_set_is_told_of_dataset(labelled: Path, tmp_path: Path) -> None:
+    code, _, errors = us_jepa("shards", labelled, tmp_path / "My.Out", home=tmp_path)
+    assert code == 2
+    assert "its last part, my.out, names the data set; only [a-z0-9_-] is allowed there" in errors
+    assert "give a name of your own with --dataset" in errors
+
+
+def test_verify_says_what_it_looked_for(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.csv").write_bytes("Quorvath^Zoë;1947-01-02\nQuorvath^Max;x\n".encode("utf-16"))
+    code, printed, errors = us_jepa("verify", shards, "--forbid", tmp_path / "names.csv", home=tmp_path)
+    assert code == 0, errors
+    assert "2 lines hold several cells, the first is line 1; each cell is looked for on its own" in printed
+    assert "are whole, and none of the 4 strings of" in " ".join(printed.split())
 
 
 def test_a_missing_shard_directory_and_run_are_one_sentence(tmp_path: Path) -> None:

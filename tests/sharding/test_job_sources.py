@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import subprocess
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +74,7 @@ def test_labels_and_groups_come_from_a_table(source: Path, tmp_path: Path) -> No
 def test_a_label_that_is_a_sentence_is_refused(tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("path,label,group\nx.dcm,Mrs. Müller's liver,P\n")
-    with pytest.raises(InputError, match=r"labels\.csv: label .* is not a class name"):
+    with pytest.raises(InputError, match=r"labels\.csv: line 2: label .* is not a class name"):
         load_labels(Store(tmp_path), table)
     (tmp_path / "other.csv").write_text("path,label\n")
     with pytest.raises(InputError, match="no column group; columns: path, label, group"):
@@ -118,13 +120,39 @@ def test_a_key_inside_the_source_is_warned_of(tmp_path: Path, capsys: pytest.Cap
     assert f"key file {job.key_file} lies in {tmp_path}, which decoders can read" in capsys.readouterr().out
 
 
-def test_links_and_hidden_files_are_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    (tmp_path / "a" / "b" / "x.dcm").write_bytes(b"123")
-    (tmp_path / "a" / ".hidden.dcm").write_bytes(b"")
-    (tmp_path / "a" / "link.dcm").symlink_to("/etc/passwd")
-    (tmp_path / "a" / "up").symlink_to(tmp_path)
-    assert list(Store(tmp_path / "a").entries()) == [("b/x.dcm", 3)]
+def test_links_are_followed_where_they_stay_below_the_source(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    (folder / "b").mkdir(parents=True)
+    (folder / "b" / "x.dcm").write_bytes(b"123")
+    (folder / ".hidden.dcm").write_bytes(b"")
+    (folder / ".git" / "annex").mkdir(parents=True)
+    (folder / ".git" / "annex" / "SHA256-1").write_bytes(b"12345")
+    (folder / "annexed.dcm").symlink_to(".git/annex/SHA256-1")  # as git-annex leaves files
+    (folder / "again").symlink_to("b")
+    (folder / "out.dcm").symlink_to("/etc/passwd")
+    (folder / "up").symlink_to(tmp_path)
+    (folder / "b" / "circle").symlink_to(folder)
+    (folder / "b" / "itself").symlink_to("itself")
+    (folder / "gone.dcm").symlink_to("nothing")
+    links: Counter[str] = Counter()
+    assert list(Store(folder).entries(links=links)) == [("again/x.dcm", 3), ("annexed.dcm", 5), ("b/x.dcm", 3)]
+    assert links == {"outside": 2, "circular": 2, "broken": 3}  # those in b are met twice
+
+
+def test_links_that_are_not_followed_are_counted_in_the_manifest(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "linked.dcm").symlink_to(source / "00.dcm")
+    job = job_of(folder, tmp_path / "out", tmp_path)
+    with pytest.raises(InputError, match="no file in it but 1 symbolic links that lead out of it or nowhere"):
+        make_plan(job)
+    shutil.copy(source / "01.dcm", folder)
+    manifest = load_manifest(make(folder, tmp_path / "out"))
+    assert (manifest.outcomes, manifest.notes["links_not_followed"]) == ({"accepted": 1}, 1)
+    write_report(tmp_path / "out")
+    assert "symbolic links that lead out of the source" in (tmp_path / "out" / "report.html").read_text()
+    subprocess.run(["cp", "-rL", folder, tmp_path / "copy"], check=True)  # what the command advises
+    assert load_manifest(make(tmp_path / "copy", tmp_path / "out2")).outcomes == {"accepted": 2}
 
 
 def test_real_dicom_files_each_have_one_outcome_and_leak_no_name(shared_data: Path, tmp_path: Path) -> None:

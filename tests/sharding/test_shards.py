@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharding.deidentify import Pseudonyms, allowed_tags, load_key
+from sharding.forbidden import load_forbidden
 from sharding.manifest import Manifest, ShardInfo, load_manifest
 from sharding.policy import Policy
 from sharding.preprocess import to_square
@@ -27,7 +28,7 @@ from sharding.report import contact_sheet
 from sharding.sample import Meta, Sample, decode, decode_region, encode, encode_region, name_members
 from sharding.store import Store
 from sharding.unit import _Frame, _parts
-from sharding.verify import load_forbidden, verify
+from sharding.verify import verify
 from sharding.writer import _header, write_shard
 from tests.conftest import KEY, make_shards
 
