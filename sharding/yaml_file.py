@@ -1,6 +1,5 @@
 """YAML that people write: what the usual reader takes in silence, and they did not mean, is an error with its lines."""
 
-import codecs
 import re
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,9 @@ from typing import Any
 import yaml
 
 from sharding.recording import InputError
+from sharding.tables import decode_text
 
 _OLD_NUMBER = re.compile(r"[-+]?(0[0-7_]*[0-7]|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")  # octal, or base 60
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class _Loader(yaml.SafeLoader):
@@ -77,12 +76,6 @@ def read_yaml(path: Path, name: str) -> Any:  # noqa: ANN401
     """
     try:
         data = path.read_bytes()
-        text = data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{name}: byte 0x{data[error.start]:02x} in line {line} is not UTF-8; save the file as UTF-8"
-        ) from error
-    return parse_yaml(text, name)
+    return parse_yaml(decode_text(data, name), name)

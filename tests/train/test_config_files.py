@@ -51,7 +51,7 @@ WRONG = {
     "nan_lr": "optim.lr: Input should be a finite number, not nan",
     "inf_lr": "optim.lr: Input should be a finite number, not inf",
     "negative_lr": "optim.lr: Input should be greater than 0, not -0.001",
-    "latin1": "byte 0xf6 in line 8 is not UTF-8; save the file as UTF-8",
+    "latin1": "line 8 is not UTF-8; it seems to be Windows-1252, in which it has 'Größe'; save the file as UTF-8",
     "scale_swapped": "masks.target_scale: the first number must not be above the second, not [0.2, 0.1]",
     "warmup_longer": "optim: warmup_steps is 40 and steps is 4; the warm-up must not be longer than the run",
     "size_not_multiple": "student.image_size 50: is no multiple of the patch of 8 pixels",
@@ -219,7 +219,7 @@ def test_the_same_holds_for_profiles_and_rates(tmp_path: Path) -> None:
         load_profiles(path)
     path.write_bytes("# Größe\n".encode("latin-1"))
     for read in (load_profiles, load_rates):
-        with pytest.raises(InputError, match=r"byte 0xf6 in line 1 is not UTF-8; save the file as UTF-8"):
+        with pytest.raises(InputError, match=r"line 1 is not UTF-8; it seems to be Windows-1252, .*; save the file as UTF-8"):
             read(path)
     path.write_text('{"machine": "a", "machine": "b"}')
     with pytest.raises(InputError, match=r"rates .*mine: machine is given twice, in line 1, columns 2 and 18"):
