@@ -51,7 +51,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, An
     for name in ("all_reduce", "all_gather", "broadcast", "barrier", "all_gather_object"):
         monkeypatch.setattr(distributed, name, record(name, lambda *_, **__: None))
     monkeypatch.setattr(
-        distributed, "broadcast_object_list", record("broadcast_object_list", lambda *_, **how: str(how["device"]))
+        distributed, "broadcast_object_list", record("broadcast_object_list", lambda *_, **how: str(how.get("device")))
     )
     monkeypatch.setattr(distributed, "get_rank", lambda: int(os.environ["RANK"]))
     monkeypatch.setattr(distributed, "get_world_size", lambda: int(os.environ["WORLD_SIZE"]))
