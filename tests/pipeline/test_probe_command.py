@@ -12,6 +12,7 @@ from tests.cases import mlflow_states
 from train.mlflow_store import experiment_id, open_client
 
 
+@pytest.mark.launch
 def test_results_are_printed_before_mlflow_refuses_them_and_are_sent_by_the_same_command(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
