@@ -337,7 +337,7 @@ def lines_about(place: str, labels: list[str | None], counts: Counter[str]) -> l
     """
     classes = Counter(label for label in labels if label is not None)
     named = ", ".join(f"{name} {count}" for name, count in sorted(classes.items())) or "none"
-    found = [f"labels {place}: {len(labels)} sources; classes: {named}"]
+    found = [f"labels {place}: {len(labels)} listed sources; classes: {named}"]
     said = {
         "nan": "with a cell `nan`, which is read as empty",
         "short": "with fewer cells than the first line; the missing ones are read as empty",

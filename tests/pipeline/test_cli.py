@@ -101,7 +101,7 @@ def test_shards_prints_the_classes_of_a_table_first(kind: str, tmp_path: Path) -
     code, printed, errors = us_jepa(*words, "--allow-unmatched", home=tmp_path)
     assert code == 0, errors
     num_rows, num_benign, num_malignant = (25, 8, 13) if kind == "nan_label" else (24, 12, 12)
-    first = f"labels {table}: {num_rows} sources; classes: benign {num_benign}, malignant {num_malignant}"
+    first = f"labels {table}: {num_rows} listed sources; classes: benign {num_benign}, malignant {num_malignant}"
     assert printed.splitlines()[0] == first
     assert ("1 of 25 rows match no source, the first is gone.png" in printed) == (kind == "nan_label")
     found: Counter[str | None] = Counter()

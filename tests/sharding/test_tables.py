@@ -85,7 +85,7 @@ def test_both_commands_read_the_same_from_every_spelling(kind: str, pictures: di
     assert Counter(label for label, _ in labels.values()) == classes
     assert len({group for _, group in labels.values()}) == (6 if kind == "subset" else 12)
     expected = ", ".join(f"{name} {classes[name]}" for name in sorted(classes))
-    assert lines[0].endswith(f"{12 if kind == 'subset' else 24} sources; classes: {expected}")
+    assert lines[0].endswith(f"{12 if kind == 'subset' else 24} listed sources; classes: {expected}")
     assert [SAID[kind] in line for line in lines[1:]].count(True) == 1 if kind in SAID else not lines[1:]
 
 
