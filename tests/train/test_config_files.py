@@ -219,7 +219,7 @@ def test_the_same_holds_for_profiles_and_rates(tmp_path: Path) -> None:
         load_profiles(path)
     path.write_bytes("# Größe\n".encode("latin-1"))
     for read in (load_profiles, load_rates):
-        with pytest.raises(InputError, match=r"line 1 is not UTF-8; it seems to be Windows-1252, .*; save the file as UTF-8"):
+        with pytest.raises(InputError, match=r"line 1 is not UTF-8; it seems to be Windows-1252"):
             read(path)
     path.write_text('{"machine": "a", "machine": "b"}')
     with pytest.raises(InputError, match=r"rates .*mine: machine is given twice, in line 1, columns 2 and 18"):
