@@ -29,12 +29,10 @@ _RUN = (3, 1)  # cells (width, height): the least that is a word
 _LEAST = 4 * CELL  # pixels per side that the network is given at least
 _GROUP = 8  # frames whose maximum is looked at
 _REACH = 5  # cells around the middle of a run that decide about it: the network's field of view, and half the run
-_AROUND = (
-    17,
-    5,
-)  # pixels (width, height) of what a stroke is brighter than: a long bright line is brighter than nothing
-_STROKE = 43  # grey levels by which it is
-_CELL_INK, _RUN_INK = 255 * 2 / 64, 255 * 14 / 192  # share of 255 that strokes cover at least
+_AROUND = (9, 3)  # pixels (width, height) whose mean a stroke is brighter than; the middle of a long bright line is not
+_STROKE = 32  # grey levels by which it is, before a frame is stored
+_STORED_STROKE = 40  # in a frame that was stored: JPEG changes a pixel by less than the difference
+_CELL_INK, _RUN_INK = 255 * 4 / 64, 255 * 20 / 192  # share of 255 that strokes cover at least
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def frames_have_text(frames: np.ndarray, region: np.ndarray) -> bool:
 
 def stored_has_text(frame: np.ndarray, region: np.ndarray) -> bool:
     """Whether a frame (h, w) uint8 that was stored shows text in its region (h, w) bool."""
-    return frame_score(frame, region) >= limits().stored
+    return frame_score(frame, region, is_stored=True) >= limits().stored
 
 
 def text_score(frames: np.ndarray, region: np.ndarray) -> float:
@@ -125,7 +123,7 @@ def group_score(frames: np.ndarray, region: np.ndarray) -> float:
     return max(frame_score(group.max(axis=0), region[box]) for group in groups)
 
 
-def frame_score(frame: np.ndarray, region: np.ndarray) -> float:
+def frame_score(frame: np.ndarray, region: np.ndarray, is_stored: bool = False) -> float:
     """Largest text evidence of one frame alone.
 
     Only runs of cells with strokes are judged: pixels clearly brighter than what is around them. Most frames have few.
@@ -133,6 +131,8 @@ def frame_score(frame: np.ndarray, region: np.ndarray) -> float:
     Args:
         frame: (h, w) uint8.
         region: (h, w) bool; only text whose pixels lie inside counts.
+        is_stored: it was read from a shard; then strokes must be a little clearer, so that none is found in there that
+            was none before.
 
     Returns:
         0 (none) to 1.
@@ -142,7 +142,7 @@ def frame_score(frame: np.ndarray, region: np.ndarray) -> float:
     for scale in _SCALES:
         tiles = tiles if scale == 1 else _halved(tiles)
         seen = _padded(tiles)
-        runs = _runs_of_strokes(seen[0])
+        runs = _runs_of_strokes(seen[0], _STORED_STROKE if is_stored else _STROKE)
         if runs.any():
             score = max(score, float(_evidence_at(seen, runs, scale)[runs].max()))
     return score
@@ -186,10 +186,10 @@ def _evidence(frames: np.ndarray, region: np.ndarray) -> Iterator[tuple[int, np.
         yield CELL * scale, cv2.blur(cells, _RUN, borderType=cv2.BORDER_CONSTANT), box
 
 
-def _runs_of_strokes(frame: np.ndarray) -> np.ndarray:
+def _runs_of_strokes(frame: np.ndarray, least_contrast: int) -> np.ndarray:
     """(H / 8, W / 8) bool, the middle cells of runs in which every cell has strokes."""
     bright = cv2.subtract(frame, cv2.blur(frame, _AROUND))
-    strokes = cv2.threshold(bright, _STROKE, 255, cv2.THRESH_BINARY)[1]
+    strokes = cv2.threshold(bright, least_contrast, 255, cv2.THRESH_BINARY)[1]
     share = cv2.resize(strokes, (frame.shape[1] // CELL, frame.shape[0] // CELL), interpolation=cv2.INTER_AREA)
     least = cv2.erode(share, np.ones(_RUN[::-1], np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
     whole = cv2.blur(share, _RUN, borderType=cv2.BORDER_CONSTANT)
