@@ -128,10 +128,10 @@ def _letters(manifest: Manifest) -> Section:
     if manifest.pixels != "certified":
         return Section("Letters in the pixels", "They were not looked for: the user vouched for the pixels.")
     text = (
-        "Every frame was searched as it is stored, and every clip as a whole at the resolution of its source; a clip in "
-        "which letters were found is refused. Measured on text that was drawn into single frames, generated ones and "
-        "real ones of devices and patients that were not used to set the limits. What is not found is stored: most text "
-        "that is turned by 90 degrees, most single letters, and some of what is faint or very small."
+        "Every frame was searched as it is stored, and every clip as a whole at the resolution of its source; a clip "
+        "in which letters were found is refused. Measured on text that was drawn into single frames, generated ones "
+        "and real ones of devices and patients that were not used to set the limits. What is not found is stored: most "
+        "text that is turned by 90 degrees, most single letters, and some of what is faint or very small."
     )
     rows = tuple((f.what, f"{f.found} of {f.number}", f"{f.found / max(1, f.number):.1%}") for f in figures())
     return Section("Letters in the pixels", text, table=(("drawn", "found", "share"), *rows))

@@ -86,9 +86,9 @@ def test_a_name_in_frames_that_are_not_stored_harms_nobody() -> None:
     assert first not in clip.frame_ids
 
 
-@pytest.mark.parametrize("first", [0, 3, 8, 11])
+@pytest.mark.parametrize("first", [1, 5, 22])
 def test_a_small_name_of_a_large_cine_is_refused_though_it_is_hardly_stored(first: int) -> None:
-    frames = named(cine(480, 640)[:12], first, 1, (230, 260), 0.45, 255)
+    frames = named(cine(480, 640)[:24], first, 1, (230, 260), 0.45, 255)
     assert refusal(frames) == Reason.TEXT_IN_REGION
 
 
