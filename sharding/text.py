@@ -41,14 +41,12 @@ class Limits:
 
     Attributes:
         clip: of `text_score`.
-        group: of `group_score`.
-        frame: of `frame_score`, before a frame is stored.
+        frame: of `frame_score` before a frame is stored, and of `group_score`: the same question to the same network.
         stored: of `frame_score`, for a frame that is read from a shard.
 
     """
 
     clip: float
-    group: float
     frame: float
     stored: float
 
@@ -87,7 +85,7 @@ def has_text(frames: np.ndarray, region: np.ndarray) -> bool:
 
 def groups_have_text(frames: np.ndarray, region: np.ndarray) -> bool:
     """Whether a clip as for `has_text` shows text for a moment, be it too small to be read as it is stored."""
-    return group_score(frames, region) >= limits().group
+    return group_score(frames, region) >= limits().frame
 
 
 def frames_have_text(frames: np.ndarray, region: np.ndarray) -> bool:

@@ -42,8 +42,7 @@ _LETTERS = list("ABCDEFGHIKLMNOPRSTUVWZabdeghknorst0123456789")
 @dataclass(frozen=True)
 class _Scores:
     clip: float
-    group: float
-    frame: float
+    frame: float  # or of a group
 
 
 def main() -> None:
@@ -84,7 +83,7 @@ def choose(clean: dict[str, list[Clip]]) -> Limits:
     """Limits above the scores that few clean clips of each kind reach; marks may raise more alarms than tissue."""
     scores = {kind: [_scores(clip) for clip in clips] for kind, clips in clean.items() if clips}
     least = {}
-    for look in ("clip", "group", "frame"):
+    for look in ("clip", "frame"):
         highest = [
             np.quantile([getattr(score, look) for score in some], 1 - _ALARMS[kind]) for kind, some in scores.items()
         ]
@@ -98,12 +97,9 @@ def choose(clean: dict[str, list[Clip]]) -> Limits:
 
 def _scores(clip: Clip) -> _Scores:
     stored = cut_region(clip.frames, np.arange(len(clip.frames)), Region(clip.region, "tag"))
-    is_shrunk = stored.region.shape != clip.region.shape
-    return _Scores(
-        text_score(clip.frames, clip.region),
-        group_score(clip.frames, clip.region) if is_shrunk else 0.0,
-        max(frame_score(frame, stored.region) for frame in stored.frames),
-    )
+    alone = [frame_score(frame, stored.region) for frame in stored.frames]
+    groups = [group_score(clip.frames, clip.region)] if stored.region.shape != clip.region.shape else []
+    return _Scores(text_score(clip.frames, clip.region), max(alone + groups))
 
 
 def _rises(clips: list[Clip]) -> Iterator[float]:
@@ -138,7 +134,7 @@ def measure(clean: dict[str, list[Clip]]) -> Iterator[Figure]:
 
 def _is_refused(scores: _Scores) -> bool:
     limit = limits()
-    return scores.clip >= limit.clip or scores.group >= limit.group or scores.frame >= limit.frame
+    return scores.clip >= limit.clip or scores.frame >= limit.frame
 
 
 def _first_stored(clip: Clip) -> Clip:

@@ -87,7 +87,7 @@ def save(net: nn.Sequential) -> None:
     with torch.no_grad():
         first.weight /= 255
     WEIGHTS.write_bytes(to_onnx(nn.Sequential(*net, nn.Sigmoid())))
-    FRAME_WEIGHTS.write_bytes(to_onnx(nn.Sequential(for_one_picture(first), *net[1:], nn.Sigmoid())))
+    FRAME_WEIGHTS.write_bytes(to_onnx(nn.Sequential(for_one_picture(first), *list(net)[1:], nn.Sigmoid())))
 
 
 def for_one_picture(first: nn.Conv2d) -> nn.Conv2d:
