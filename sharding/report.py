@@ -11,7 +11,7 @@ import numpy as np
 from sharding.manifest import Manifest, load_manifest
 from sharding.merge import samples_of
 from sharding.page import Figure, Section, render_page
-from sharding.preprocess import stretch, to_square
+from sharding.preprocess import Pixels, stretch, to_square
 from sharding.recording import Reason
 from sharding.sample import decode
 from sharding.store import Store
@@ -70,7 +70,7 @@ def write_report(directory: Path | str) -> str:
     """Write report.html into a finished shard directory; returns where it is."""
     manifest, out = load_manifest(directory), Store(directory)
     sections = [_outcomes(manifest), _certificates(manifest), _accepted(manifest, directory), *_refused(out)]
-    sections += [_letters(manifest), _shards(manifest), _how(manifest), _signature(manifest)]
+    sections += [_letters(manifest.pixels), _shards(manifest), _how(manifest), _signature(manifest)]
     vouched = {
         "certified": "Pixels without a certificate were refused.",
         "public": "The user vouched for pixels without a certificate.",
@@ -123,9 +123,9 @@ def _tile(picture: str) -> np.ndarray:
     return tile
 
 
-def _letters(manifest: Manifest) -> Section:
+def _letters(pixels: Pixels) -> Section:
     """What the search for letters finds, and so what it leaves."""
-    if manifest.pixels != "certified":
+    if pixels != "certified":
         return Section("Letters in the pixels", "They were not looked for: the user vouched for the pixels.")
     text = (
         "Every frame was searched as it is stored, and every clip as a whole at the resolution of its source; a clip "

@@ -17,6 +17,8 @@ from pipeline.bench.onnx_writer import to_onnx
 from pipeline.bench.text_drawing import blend, write
 from pipeline.bench.text_trial import Clip
 from sharding import text
+from sharding.page import render_page
+from sharding.report import _letters
 from sharding.sources.synthetic import SyntheticSpec, generate
 from sharding.text import (
     FRAME_WEIGHTS,
@@ -200,3 +202,11 @@ def test_a_name_really_burned_in_by_a_scanner_is_found(shared_data: Path, name: 
     whole = np.ones(grey.shape, bool)
     assert has_text(grey.astype(np.uint8)[None], whole)
     assert frame_score(grey.astype(np.uint8), whole) >= limits().stored
+
+
+def test_the_page_to_sign_says_what_is_found_of_each_kind_of_text() -> None:
+    page = render_page("t", "l", [_letters("certified")])
+    for figure in figures():
+        assert f'<td>{figure.what}</td><td class="number">{figure.found} of {figure.number}</td>' in page
+    assert "not looked for" in _letters("public").text
+    assert not _letters("as_is").table
