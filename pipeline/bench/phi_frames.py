@@ -4,7 +4,6 @@ A part of `make phi`. A cine is generated, or a real one without letters; a name
 frames of it, in any size, brightness, font and place; it has a region tag, and is cut like any source.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,18 +63,24 @@ def check(number: int, folder: Path) -> bool:
 def _examine(number: int, real: list[RealClip], rng: np.random.Generator) -> Shown:
     """Draw a name over some frames of a cine, cut it, and look at every stored frame alone."""
     for _ in range(100):
-        clip = _real(real, rng) if real and number % 2 else _generated(rng)
-        way = str(rng.choice(list(_WAYS)))
-        drawn = trial.plant(clip, str(rng.choice(_NAMES)), rng, _WAYS[way], (7, 40))
-        if drawn is not None:
-            break
-    else:
-        raise RuntimeError(f"cine {number}: no name fits into any of 100 backgrounds")
+        shown = _try(real if number % 2 else [], rng)
+        if shown is not None and shown.refusal in {None, Reason.TEXT_IN_REGION}:
+            return shown
+    raise RuntimeError(f"cine {number}: none of 100 had room for a name and a sector in its box")
+
+
+def _try(real: list[RealClip], rng: np.random.Generator) -> Shown | None:
+    """None when the name does not fit where it is to stand."""
+    clip = _real(real, rng) if real else _generated(rng)
+    way = str(rng.choice(list(_WAYS)))
+    drawn = trial.plant(clip, str(rng.choice(_NAMES)), rng, _WAYS[way], (7, 40))
+    if drawn is None:
+        return None
     num_shown = int(rng.integers(1, 5))
     first = int(rng.integers(0, len(clip.frames) - num_shown + 1))
     frames = clip.frames.copy()
     frames[first : first + num_shown] = drawn.frames[first : first + num_shown]
-    kind = f"{clip.name.split('/')[0] or 'generated'}, {way}"
+    kind = f"{clip.name or 'generated'}, {way}"
     try:
         stored = _cut(frames, clip.region)
     except Rejected as refusal:
@@ -119,10 +124,8 @@ def _seen(stored: Stored) -> Iterator[bool]:
 def _report(shown: list[Shown]) -> bool:
     accepted = [cine for cine in shown if cine.refusal is None]
     bad = [cine for cine in accepted if cine.seen]
-    other = Counter(str(cine.refusal) for cine in shown if cine.refusal not in {None, Reason.TEXT_IN_REGION})
     print(f"{len(shown)} cines of 9 to 64 frames with a name in 1 to 4 frames, {len(accepted)} accepted")
     print(f"  accepted cines with a stored frame in which letters are found:  {len(bad)} (limit 0)")
-    print(f"  refused for another reason than letters: {dict(other)}")
     for kind in sorted({cine.kind for cine in shown}):
         some = [cine for cine in shown if cine.kind == kind]
         missed = sum(cine.refusal is None and cine.num_named > 0 for cine in some)
