@@ -9,7 +9,7 @@ from sharding.preprocess import Pixels
 from sharding.profiles import Profile
 from sharding.recording import FrameChoice, InputError
 from sharding.sample import KEY, Codec
-from sharding.text import CALIBRATION, WEIGHTS
+from sharding.text import CALIBRATION, FRAME_WEIGHTS, WEIGHTS
 
 _TOOLS = ("us-jepa", "pydicom", "imagecodecs", "opencv-python-headless", "decord", "numpy")
 
@@ -53,8 +53,8 @@ class Policy:
 
 def tools() -> dict[str, str]:
     """Versions of what decodes, encodes and looks for letters: which pixels are stored depends on them."""
-    weights = hashlib.sha256(WEIGHTS.read_bytes() + CALIBRATION.read_bytes()).hexdigest()
-    return {name: version(name) for name in _TOOLS} | {"text detector": weights[:12]}
+    detector = b"".join(path.read_bytes() for path in (WEIGHTS, FRAME_WEIGHTS, CALIBRATION))
+    return {name: version(name) for name in _TOOLS} | {"text detector": hashlib.sha256(detector).hexdigest()[:12]}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from sharding.marks import remove_marks
 from sharding.profiles import Profile
 from sharding.recording import NUM_WITNESSES, FrameChoice, Reason, Recording, Rejected
 from sharding.region import Region, find_regions
-from sharding.text import has_text
+from sharding.text import frames_have_text, groups_have_text, has_text
 
 Pixels = Literal["certified", "public", "as_is"]
 SHORT_SIDE = 256  # pixels of a stored frame; smaller frames keep their size
@@ -67,12 +67,12 @@ def cut_clips(
     stored = np.isin(recording.frame_ids, choice.stored(int(recording.frame_ids[-1]) + 1))
     if pixels == "as_is":
         whole = Region(np.ones(recording.frames.shape[1:], dtype=bool), "as_is")
-        return [_cut(_chosen(recording.frames, stored), recording.frame_ids[stored], whole)]
+        return [cut_region(_chosen(recording.frames, stored), recording.frame_ids[stored], whole)]
     return [_screen(recording, region, stored, pixels) for region in find_regions(recording, pixels, profiles)]
 
 
 def _screen(recording: Recording, region: Region, stored: np.ndarray, pixels: Pixels) -> Clip:
-    """Remove coloured marks, look for text, then cut."""
+    """Remove coloured marks, cut, and look for text: at the source's resolution, and in every frame to be stored."""
     box = bounding_box(region.mask)
     frames, ids, inside = recording.frames[:, *box], recording.frame_ids, region.mask[box]
     num_inpainted = num_refused = 0
@@ -83,10 +83,19 @@ def _screen(recording: Recording, region: Region, stored: np.ndarray, pixels: Pi
         num_inpainted = cleaned.num_inpainted
         if not stored.any():
             raise Rejected(Reason.COLOUR_OVERLAY)
-    if pixels == "certified" and has_text(frames, inside):
-        raise Rejected(Reason.TEXT_IN_REGION)
+    chosen = _chosen(frames, stored)
     cropped = Region(inside, region.certificate, region.mm_per_pixel)
-    return _cut(_chosen(frames, stored), ids[stored], cropped, num_inpainted, num_refused)
+    clip = cut_region(chosen, ids[stored], cropped, num_inpainted, num_refused)
+    if pixels == "certified" and shows_text(chosen, inside, clip):
+        raise Rejected(Reason.TEXT_IN_REGION)
+    return clip
+
+
+def shows_text(frames: np.ndarray, region: np.ndarray, clip: Clip) -> bool:
+    """Whether letters are seen at the source's resolution, or in any frame as it is stored."""
+    is_shrunk = clip.region.shape != region.shape
+    seen = has_text(frames, region) or (is_shrunk and groups_have_text(frames, region))
+    return seen or frames_have_text(clip.frames, clip.region)
 
 
 def _chosen(frames: np.ndarray, stored: np.ndarray) -> np.ndarray:
@@ -94,9 +103,10 @@ def _chosen(frames: np.ndarray, stored: np.ndarray) -> np.ndarray:
     return frames if stored.all() else frames[stored]
 
 
-def _cut(
+def cut_region(
     frames: np.ndarray, frame_ids: np.ndarray, region: Region, num_inpainted: int = 0, num_refused: int = 0
 ) -> Clip:
+    """Cut frames (S, H, W) uint8 to a region, make them smaller, and leave out those that repeat the one before."""
     box = bounding_box(region.mask)
     mask = region.mask[box].astype(np.uint8)
     scale = min(1.0, SHORT_SIDE / min(mask.shape))

@@ -1,9 +1,10 @@
 """What is left of planted letters, and what it costs: the figures of the pixel policy.
 
-    python -m pipeline.bench.phi [--recordings 240] [--folder build/phi]
+    python -m pipeline.bench.phi [--recordings 240] [--cines 300] [--real ../shared/data] [--folder build/phi]
 
 Generated recordings are drawn into screens with banner, clock, text blocks, ECG, toolbar and labels over the sector,
 whose pixels are known; written as JPEG DICOM with and without region tag, or as mp4; read and cut like any source.
+Then cines in which a name is shown for 1 to 4 frames; see phi_frames.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 from rich.progress import track
 
+from pipeline.bench import phi_frames
 from pipeline.bench.screens import Screen, draw
 from sharding.preprocess import cut_clips
 from sharding.recording import FrameChoice, Reason, Recording, Rejected
@@ -54,6 +56,8 @@ def main() -> None:
     """Print the figures; exit code 1 when one is beyond its limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--recordings", type=int, default=240)
+    parser.add_argument("--cines", type=int, default=300, help="with a name in a few frames")
+    parser.add_argument("--real", type=Path, default=Path("../shared/data"), help="real cines, see real_clips")
     parser.add_argument("--folder", type=Path, default=Path("build/phi"))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -63,9 +67,11 @@ def main() -> None:
         finding, tile = examine(screen, args.folder / f"x{'.mp4' if number % 5 == 4 else '.dcm'}")  # noqa: PLR2004
         findings.append(finding)
         tiles.append(tile)
-    (args.folder / "regions.png").write_bytes(grid_png(tiles[:96], 8))
-    print(f"pictures: {args.folder / 'regions.png'}")
-    raise SystemExit(not report(findings))
+    if tiles:
+        (args.folder / "regions.png").write_bytes(grid_png(tiles[:96], 8))
+        print(f"pictures: {args.folder / 'regions.png'}")
+    is_well = not findings or report(findings)
+    raise SystemExit(not (phi_frames.check(args.cines, args.real) & is_well))
 
 
 def examine(screen: Screen, path: Path) -> tuple[Finding, np.ndarray]:
