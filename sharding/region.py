@@ -209,7 +209,8 @@ def _is_trace(frames: np.ndarray, sector: np.ndarray) -> bool:
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     panes = frames[:_NUM_TRACED, *box].astype(np.float32)[:, ::2]  # rows of a trace are alike in this
     speckle = np.stack([_speckle(pane) for pane in panes])
-    return any(_scrolls(speckle, lag) or _scrolls(speckle[:, :, ::-1], lag) or _sweeps(panes, lag) for lag in _LAGS)
+    spectra = np.fft.rfft(speckle, cv2.getOptimalDFTSize(2 * speckle.shape[2]), axis=2)
+    return any(_scrolls(speckle, spectra, lag) or _sweeps(panes, lag) for lag in _LAGS)
 
 
 def _speckle(pane: np.ndarray) -> np.ndarray:
@@ -219,22 +220,45 @@ def _speckle(pane: np.ndarray) -> np.ndarray:
     return np.asarray(fine.clip(-usual, usual))
 
 
-def _scrolls(speckle: np.ndarray, lag: int) -> bool:
-    """Whether most frames are the one `lag` before, displaced to the left, and all by the same."""
-    found = np.array([_displacement(*pair) for pair in zip(speckle, speckle[lag:])])  # noqa: B905
-    shift, moved, still = found.T
+def _scrolls(speckle: np.ndarray, spectra: np.ndarray, lag: int) -> bool:
+    """Whether most frames are the one `lag` before, displaced to the left, or all to the right, and by the same.
+
+    Args:
+        speckle: (T, h, w) float32.
+        spectra: of its rows, padded to at least 2 w.
+        lag: in frames.
+
+    """
+    pairs = list(zip(speckle, speckle[lag:], spectra, spectra[lag:]))  # noqa: B905 - the last have no partner
+    to_the_left, to_the_right = zip(*(_displacements(*pair) for pair in pairs), strict=True)
+    return _is_steady(np.array(to_the_left)) or _is_steady(np.array(to_the_right))
+
+
+def _is_steady(displacements: np.ndarray) -> bool:
+    """Whether most pairs (n, 3) of `_displacements` have moved, and all by the same."""
+    shift, moved, still = displacements.T
     steady = (shift > 0) & (np.abs(shift - np.median(shift)) <= 1)
     return bool((steady & (moved > _SAME) & (moved > still + _NEARER)).mean() > 0.5)  # noqa: PLR2004 - most
 
 
-def _displacement(first: np.ndarray, second: np.ndarray) -> tuple[int, float, float]:
-    """Columns that the first picture has moved by, its correlation with the second then, and in place."""
+_Displacement = tuple[int, float, float]
+
+
+def _displacements(
+    first: np.ndarray, second: np.ndarray, spectrum: np.ndarray, other: np.ndarray
+) -> tuple[_Displacement, _Displacement]:
+    """To the left and to the right: columns moved by, correlation of the pictures (h, w) then, and in place."""
     columns = first.shape[1]
-    spectra = [np.fft.rfft(picture, 2 * columns, axis=1) for picture in (first, second)]
-    likeness = np.fft.irfft((spectra[0] * spectra[1].conj()).sum(axis=0), 2 * columns)
+    likeness = np.fft.irfft((spectrum * other.conj()).sum(axis=0))
     reach = columns * 3 // 4
-    shift = int((likeness[:reach] / (columns - np.arange(reach))).argmax())
-    return shift, _correlation(first[:, shift:], second[:, : columns - shift]), _correlation(first, second)
+    overlap = columns - np.arange(reach)
+    still = _correlation(first, second)
+    left = int((likeness[:reach] / overlap).argmax())
+    right = int((np.roll(likeness[::-1], 1)[:reach] / overlap).argmax())
+    return (
+        (left, _correlation(first[:, left:], second[:, : columns - left]), still),
+        (right, _correlation(first[:, : columns - right], second[:, right:]), still),
+    )
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:
