@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from pipeline.bench.phi import examine
 from pipeline.bench.screens import draw
-from sharding.duplicates import find_copies
 from sharding.marks import remove_marks
 from sharding.preprocess import cut_clips
 from sharding.profiles import find_profile, load_profiles
@@ -244,29 +243,3 @@ def test_stored_frames_are_decoded_ones(num_frames: int, max_frames: int, stride
     assert set(stored.tolist()) <= set(decoded.tolist())
     assert decoded[-1] == num_frames - 1
     assert len(decoded) <= max_frames + 16
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    recordings=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 8), st.booleans()), max_size=20),
-)
-def test_copies_agree_with_a_plain_loop(recordings: list[tuple[int, int, bool]]) -> None:
-    expected: dict[int, Reason] = {}
-    contents: set[int] = set()
-    for place, (_, content, _) in enumerate(recordings):
-        if content in contents:
-            expected[place] = Reason.DUPLICATE
-        contents.add(content)
-    best: dict[int, int] = {}
-    for place, (instance, _, lossy) in enumerate(recordings):
-        if place in expected:
-            continue
-        rival = best.get(instance)
-        if rival is None or (recordings[rival][2] and not lossy):
-            best[instance] = place
-    kept = set(best.values())
-    for place in range(len(recordings)):
-        if place not in expected and place not in kept:
-            expected[place] = Reason.UID_CONFLICT
-    instances, pixels, lossy = (np.array([r[i] for r in recordings], dtype=np.uint64) for i in range(3))
-    assert find_copies(instances, pixels, lossy > 0) == expected
