@@ -44,7 +44,7 @@ format: .venv/.dev  ## format and mend
 type: .venv/.dev  ## mypy --strict
 	$(BIN)/mypy
 
-shards: setup  ## SRC=folder OUT=folder [ARGS="--public ..."]
+shards: setup  ## SRC=folder OUT=folder [ARGS="--pixels public ..."]
 	$(BIN)/us-jepa shards $(SRC) $(OUT) $(ARGS)
 
 pretrain: setup  ## CONFIG=file NUM_GPUS=n [ARGS="optim.lr=3e-4 ..."]

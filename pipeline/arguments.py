@@ -197,7 +197,7 @@ def _add_shards(commands: _Commands) -> None:
         "--codec",
         choices=("jpeg", "zstd"),
         default="jpeg",
-        help="jpeg: quality 95, anyone can look at it. zstd: lossless, twice the bytes, decoded faster",
+        help="jpeg: quality 95, anyone can look at it. zstd: lossless, 1.2 times the bytes, decoded faster",
     )
     add("--profiles", type=Path, help="YAML of device profiles that your site has signed; see sharding/profiles.py")
     add("--labels", type=Path, help="csv of path, label, group (the patient); UltraBench folders bring their own")

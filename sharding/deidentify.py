@@ -31,11 +31,16 @@ class Pseudonyms:
     """HMAC-SHA-256 pseudonyms with one secret key.
 
     Args:
-        key: secret of at least 16 bytes.
+        key: secret of at least 32 bytes.
+
+    Raises:
+        ValueError: the key is shorter.
 
     """
 
     def __init__(self, key: bytes) -> None:
+        if len(key) < _KEY_BYTES:
+            raise ValueError(f"key of {len(key)} bytes, at least {_KEY_BYTES} are needed")
         self._key = key
 
     def of(self, domain: str, value: str) -> str:

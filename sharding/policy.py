@@ -24,7 +24,7 @@ class Policy:
         val_share: share of patients that go to the val split.
         pixels: `certified`, `public` or `as_is`; see preprocess.cut_clips.
         profiles: device profiles that a site has signed.
-        shard_bytes: a tar is closed when it would grow beyond.
+        shard_bytes: most bytes of a tar, headers and padding included; one sample that is larger has a tar of its own.
         codec: `jpeg` (quality 95), or `zstd`: lossless, larger, for hosts short of cores.
 
     """

@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -27,7 +27,7 @@ from sharding.policy import Job
 from sharding.recording import Reason
 from sharding.sample import Meta, SourceKind, extensions_of, name_members
 from sharding.store import Store
-from sharding.writer import write_shard
+from sharding.writer import member_bytes, tar_bytes, write_shard
 
 _THUMBNAILS = 2  # kept per unit and reason
 _SPOOL_BYTES = 16 << 20  # of encoded frames that wait in memory; more wait on disk
@@ -215,14 +215,15 @@ class _Unit:
         return Progress(number, dict(outcomes), sum(line.get("frames", 0) for line in self.lines))
 
 
-def _parts(frames: list[_Frame], shard_bytes: int) -> Iterator[list[_Frame]]:
-    """Cut frames into as few equal parts as keep each tar below its size."""
-    total = sum(sum(frame.lengths) for frame in frames)
-    num_parts = -(-total // shard_bytes)
-    for part in range(num_parts):
-        some = frames[part * len(frames) // num_parts : (part + 1) * len(frames) // num_parts]
-        if some:
-            yield some
+def _parts(frames: list[_Frame], shard_bytes: int) -> list[list[_Frame]]:
+    """Cut frames into as few equal parts as keep each tar within `shard_bytes`; a larger frame has a tar of its own."""
+    ends = np.cumsum([0, *(sum(map(member_bytes, frame.lengths)) for frame in frames)])
+    for num_parts in range(-(-int(ends[-1]) // shard_bytes), len(frames) + 1):
+        cuts = np.arange(num_parts + 1) * len(frames) // num_parts if num_parts else np.zeros(1, dtype=int)
+        largest = int(np.diff(ends[cuts]).max(initial=0))
+        if tar_bytes(largest) <= shard_bytes or num_parts == len(frames):
+            return [frames[start:end] for start, end in pairwise(cuts)]
+    return [[frame] for frame in frames]
 
 
 def explain(error: OSError, job: Job) -> str:

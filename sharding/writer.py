@@ -31,6 +31,17 @@ def write_shard(out: Store, name: str, members: Iterable[tuple[str, bytes]]) -> 
     return written
 
 
+def member_bytes(num_bytes: int) -> int:
+    """Bytes that a member of `num_bytes` takes in a tar: header, content, padding."""
+    return tarfile.BLOCKSIZE + num_bytes + -num_bytes % tarfile.BLOCKSIZE
+
+
+def tar_bytes(members: int) -> int:
+    """Bytes of a tar whose members take `members` bytes: with its end, filled up to whole records."""
+    num_bytes = members + 2 * tarfile.BLOCKSIZE
+    return num_bytes + -num_bytes % tarfile.RECORDSIZE
+
+
 def _write_tar(file: IO[bytes], members: Iterable[tuple[str, bytes]]) -> tuple[int, str]:
     hashed = _Hashed(file)
     for name, data in members:

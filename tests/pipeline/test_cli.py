@@ -1,10 +1,12 @@
 """The us-jepa command: messages, exit codes, and shards from the shell."""
 
+import argparse
 import re
 from pathlib import Path
 
 import pytest
 
+from pipeline.arguments import make_parser
 from pipeline.doctor import Load, examine
 from sharding.manifest import load_manifest
 from tests.conftest import run_command
@@ -136,3 +138,18 @@ def test_what_probe_lacks_is_one_sentence(words: list[str], message: str, tmp_pa
     code, _, errors = us_jepa("probe", *words, home=tmp_path)
     assert code == 2
     assert message in errors
+
+
+def test_every_option_that_the_makefile_and_the_readme_show_exists() -> None:
+    root = Path(__file__).parents[2]
+    [commands] = [one for one in make_parser("")._actions if isinstance(one, argparse._SubParsersAction)]
+    text = (root / "Makefile").read_text().replace("\n\t", " ") + (root / "README.md").read_text().replace("\\\n", " ")
+    shown = [
+        (option, name)
+        for line in text.splitlines()
+        if (name := next(iter(re.findall(r"us-jepa ([a-z]+)", line)), "")) in commands.choices
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)
+    ]
+    assert len(shown) > 10
+    unknown = [pair for pair in shown if pair[0] not in commands.choices[pair[1]]._option_string_actions]
+    assert not unknown

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import psutil
 import pytest
 
 from pipeline.bench.faults import FaultyProxy
@@ -125,9 +126,11 @@ def test_a_killed_fetch_leaves_no_lock_and_no_bytes(tmp_path: Path) -> None:
     process.start()
     while not list((tmp_path / "c").glob("*.part")) or not used(tmp_path / "c"):
         time.sleep(0.01)
+    commands = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
     process.join()
-    subprocess.run(["pkill", "-f", "sleep 60"], check=False)
+    for command in commands:
+        command.kill()
     assert cache.fetch(other).exists()
     assert cache.fetch(slow).read_bytes() == bytes([1]) * 1000
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import webdataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharding.deidentify import Pseudonyms, allowed_tags, load_key
@@ -25,6 +26,7 @@ from sharding.recording import FrameChoice, InputError
 from sharding.report import contact_sheet
 from sharding.sample import Meta, Sample, decode, decode_region, encode, encode_region, name_members
 from sharding.store import Store
+from sharding.unit import _Frame, _parts
 from sharding.verify import load_forbidden, verify
 from sharding.writer import _header, write_shard
 from tests.conftest import KEY, make_shards
@@ -183,6 +185,15 @@ def test_the_square_keeps_the_aspect_ratio() -> None:
     assert not square[:, :10].any()
 
 
+def test_a_key_is_a_secret_of_32_bytes_for_whoever_takes_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="key of 31 bytes, at least 32 are needed"):
+        Pseudonyms(KEY[:31])
+    (tmp_path / "key").write_bytes(KEY[:31])
+    (tmp_path / "key").chmod(0o600)
+    with pytest.raises(InputError, match="31 bytes, at least 32 are needed"):
+        load_key(tmp_path / "key")
+
+
 def test_pseudonyms_are_keyed_and_domains_are_apart() -> None:
     ours = Pseudonyms(KEY)
     assert ours.of("clip", "x") == Pseudonyms(KEY).of("clip", "x")
@@ -280,3 +291,20 @@ def test_a_zstd_job_has_the_frames_of_a_jpeg_job_without_its_loss(labelled: Path
             assert (ours.key, ours.meta) == (theirs.key, theirs.meta)
             assert (ours.region == theirs.region).all()
             assert 0 < np.abs(ours.frame.astype(int) - theirs.frame).mean() < 3
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 6000), min_size=1, max_size=3), max_size=60),
+    shard_bytes=st.integers(10_240, 90_000),
+)
+def test_no_tar_is_larger_than_shard_bytes(sizes: list[list[int]], shard_bytes: int) -> None:
+    frames = [_Frame(f"{row:03}", "train", row, 0, tuple(lengths)) for row, lengths in enumerate(sizes)]
+    parts = _parts(frames, shard_bytes)
+    assert [frame for part in parts for frame in part] == frames
+    with tempfile.TemporaryDirectory() as folder:
+        for part in parts:
+            members = [(f"{f.key}.{n}", bytes(length)) for f in part for n, length in enumerate(f.lengths)]
+            num_bytes, _ = write_shard(Store(folder), "x.tar", members)
+            assert num_bytes <= shard_bytes or len(part) == 1
+    assert max(map(len, parts), default=0) - min(map(len, parts), default=0) <= 1
