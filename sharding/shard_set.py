@@ -30,6 +30,7 @@ class ShardSet:
         shards: that hold training samples.
         sha256: identity of the data.
         val_shards: that hold samples of the val split; tars of strangers have none.
+        is_foreign: tars of strangers, without a manifest.
 
     """
 
@@ -37,6 +38,7 @@ class ShardSet:
     shards: tuple[Shard, ...]
     sha256: str
     val_shards: tuple[Shard, ...] = ()
+    is_foreign: bool = False
 
     @property
     def num_samples(self) -> int:
@@ -78,8 +80,14 @@ def find_shards(place: str, cache: ShardCache) -> ShardSet:
         )
         found = ShardSet(place, train, manifest.sha256(), val)
     if not found.num_samples:
-        raise InputError(f"shards: no training sample in {place}; us-jepa shards' report.html says what was refused")
+        raise InputError(f"shards: {_why_empty(found)}")
     return found
+
+
+def _why_empty(found: ShardSet) -> str:
+    if found.is_foreign:
+        return f"no sample in the {len(found.shards)} tars of {found.place}: no member has a name like key.jpg"
+    return f"no training sample in {found.place}; us-jepa shards' report.html says what was refused"
 
 
 def _is_foreign(place: str) -> bool:
@@ -96,7 +104,7 @@ def _bar(places: list[_Place]) -> Iterable[_Place]:
 
 def _foreign(place: str, shards: list[Shard]) -> ShardSet:
     identity = json.dumps([vars(shard) for shard in shards])
-    return ShardSet(place, tuple(shards), hashlib.sha256(identity.encode()).hexdigest())
+    return ShardSet(place, tuple(shards), hashlib.sha256(identity.encode()).hexdigest(), is_foreign=True)
 
 
 def _scanned(path: Path) -> Shard:

@@ -4,6 +4,7 @@ Workers hand over uint8; crop, flip and normalisation happen later, on the devic
 side of the canvas in pixels.
 """
 
+import errno
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from sharding.cache import ShardCache
 from sharding.handover import Outbox, SharedPixels
+from sharding.open_files import explain_exhausted, is_exhausted, max_open
 from sharding.order import Mixture, Order
 from sharding.preprocess import stretch, to_square
 from sharding.reader import BadSampleError, ShardReader
@@ -25,7 +27,6 @@ from sharding.shard import Shard
 from sharding.shard_set import ShardSet
 
 CAUSES = ("missing", "undecodable")  # of a bad sample
-MAX_OPEN = 4096  # shards per worker
 
 
 class Batch(NamedTuple):
@@ -200,14 +201,27 @@ class PositionDataset(Dataset[Packed]):
             self._readers.move_to_end((dataset, number))
             return reader
         shard = self._shards[dataset][number]
+        self._close_oldest(max_open() - 1)
         try:
-            reader = open_shard(shard, self._cache)
+            reader = self._open(shard)
         except OSError as error:
-            raise InputError(f"shard {shard.place}: {error.strerror}; bring it back and start again") from error
+            raise InputError(f"shard {shard.place}: {_explain(error)}") from error
         self._readers[dataset, number] = reader
-        if len(self._readers) > MAX_OPEN:
-            self._readers.popitem(last=False)[1].close()
         return reader
+
+    def _open(self, shard: Shard) -> ShardReader:
+        """Open a shard; where no more files may be open, others are closed for it."""
+        while True:
+            try:
+                return open_shard(shard, self._cache)
+            except OSError as error:
+                if not is_exhausted(error) or not self._readers:
+                    raise
+            self._close_oldest(len(self._readers) // 2)
+
+    def _close_oldest(self, num_kept: int) -> None:
+        while len(self._readers) > num_kept:
+            self._readers.popitem(last=False)[1].close()
 
     def _let_go(self) -> None:
         """Close what left the cache: its bytes stay on disk while it is open."""
@@ -220,8 +234,8 @@ def open_shard(shard: Shard, cache: ShardCache) -> ShardReader:
     """Reader of a shard, which is fetched first where it is remote.
 
     Raises:
-        InputError: it cannot be had, or is no tar.
-        OSError: a local one is not there.
+        InputError: it cannot be had, or is no whole tar.
+        OSError: a local one is not there, or too many files are open.
 
     """
     if not shard.is_remote:
@@ -230,5 +244,16 @@ def open_shard(shard: Shard, cache: ShardCache) -> ShardReader:
         return ShardReader(cache.path_of(shard), identity=shard.sha256)
 
 
+def _explain(error: OSError) -> str:
+    if is_exhausted(error):
+        return explain_exhausted(error)
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return f"{error.strerror}; let this user read it and start again"
+    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+        return f"{error.strerror}; bring it back and start again"
+    return f"{error.strerror}; see whether its disk or network folder can be read, and start again"
+
+
 def _hash(position: int, key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{position} {key}".encode(), digest_size=4).digest())
+    data = f"{position} {key}".encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest())
