@@ -1,4 +1,4 @@
-"""How many files a process may have open, how many of them may be shards, and what to type when they are too few."""
+"""How many files a process may have open and how many of them are shards, and sentences for what cannot be opened."""
 
 import errno
 import resource
@@ -29,6 +29,17 @@ def allow_open_files() -> None:
 def is_exhausted(error: BaseException) -> bool:
     """Whether too many files are open, in this process or in the system."""
     return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}
+
+
+def explain_reading(error: OSError) -> str:
+    """Sentence for an error of opening or reading a local file: what it is, and what to do."""
+    if is_exhausted(error):
+        return explain_exhausted(error)
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return f"{error.strerror}; let this user read it and start again"
+    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+        return f"{error.strerror}; bring it back and start again"
+    return f"{error.strerror or error}; see whether its disk or network folder can be read, and start again"
 
 
 def explain_exhausted(error: OSError) -> str:

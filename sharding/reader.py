@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sharding.cache import ShardCache
 from sharding.sample import Meta, Sample, decode, decode_grey
+from sharding.shard import Shard
 from sharding.tar_index import extension_of, load_index
 
 _PICTURES = {"jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp"}
@@ -136,3 +138,17 @@ def _everywhere(shape: tuple[int, ...]) -> np.ndarray:
     region = np.ones(shape, dtype=bool)
     region.setflags(write=False)
     return region
+
+
+def open_shard(shard: Shard, cache: ShardCache) -> ShardReader:
+    """Reader of a shard, which is fetched first where it is remote.
+
+    Raises:
+        InputError: it cannot be had, or is no whole tar.
+        OSError: a local one is not there, or too many files are open.
+
+    """
+    if not shard.is_remote:
+        return ShardReader(cache.path_of(shard))
+    with cache.pin(shard):
+        return ShardReader(cache.path_of(shard), identity=shard.sha256)

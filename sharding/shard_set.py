@@ -12,6 +12,7 @@ from rich.progress import track
 
 from sharding.cache import ShardCache
 from sharding.manifest import MANIFEST, load_manifest
+from sharding.open_files import explain_reading
 from sharding.recording import InputError
 from sharding.shard import Shard
 from sharding.store import Store
@@ -63,9 +64,9 @@ def find_shards(place: str, cache: ShardCache) -> ShardSet:
         InputError: there is none, it is unfinished, or without a training sample.
 
     """
-    if place.startswith("pipe:") or place.endswith(".tar"):
+    if _is_tars(place):
         found = _foreign(place, [_counted(url, cache) for url in _bar(list(braceexpand.braceexpand(place)))])
-    elif _is_foreign(place):
+    elif is_foreign(place):
         paths = sorted(Path(place).glob("*.tar"))
         found = _foreign(place, [_scanned(path) for path in _bar(paths)])
     else:
@@ -90,12 +91,19 @@ def _why_empty(found: ShardSet) -> str:
     return f"no training sample in {found.place}; us-jepa shards' report.html says what was refused"
 
 
-def _is_foreign(place: str) -> bool:
-    """A local folder with tars but without manifest, and not one of our unfinished jobs."""
-    if "://" in place:
-        return False
+def is_foreign(place: str) -> bool:
+    """Whether find_shards takes a place for tars that somebody else wrote.
+
+    Tars that are named, or a local folder with tars but without manifest that is not one of our unfinished jobs.
+    """
+    if _is_tars(place) or "://" in place:
+        return _is_tars(place)
     folder = Path(place)
     return not (folder / MANIFEST).exists() and not (folder / "outcomes").exists() and any(folder.glob("*.tar"))
+
+
+def _is_tars(place: str) -> bool:
+    return place.startswith("pipe:") or place.endswith(".tar")
 
 
 def _bar(places: list[_Place]) -> Iterable[_Place]:
@@ -108,7 +116,10 @@ def _foreign(place: str, shards: list[Shard]) -> ShardSet:
 
 
 def _scanned(path: Path) -> Shard:
-    return Shard(str(path), len(load_index(path)), path.stat().st_size)
+    try:
+        return Shard(str(path), len(load_index(path)), path.stat().st_size)
+    except OSError as error:
+        raise InputError(f"shard {path}: {explain_reading(error)}") from error
 
 
 def _counted(url: str, cache: ShardCache) -> Shard:

@@ -4,7 +4,6 @@ Workers hand over uint8; crop, flip and normalisation happen later, on the devic
 side of the canvas in pixels.
 """
 
-import errno
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -17,10 +16,10 @@ from torch.utils.data import Dataset, get_worker_info
 
 from sharding.cache import ShardCache
 from sharding.handover import Outbox, SharedPixels
-from sharding.open_files import explain_exhausted, is_exhausted, max_open
+from sharding.open_files import explain_reading, is_exhausted, max_open
 from sharding.order import Mixture, Order
 from sharding.preprocess import stretch, to_square
-from sharding.reader import BadSampleError, ShardReader
+from sharding.reader import BadSampleError, ShardReader, open_shard
 from sharding.recording import InputError
 from sharding.sample import Sample
 from sharding.shard import Shard
@@ -205,7 +204,7 @@ class PositionDataset(Dataset[Packed]):
         try:
             reader = self._open(shard)
         except OSError as error:
-            raise InputError(f"shard {shard.place}: {_explain(error)}") from error
+            raise InputError(f"shard {shard.place}: {explain_reading(error)}") from error
         self._readers[dataset, number] = reader
         return reader
 
@@ -228,30 +227,6 @@ class PositionDataset(Dataset[Packed]):
         if self.has_remote:
             for place in [place for place, reader in self._readers.items() if reader.is_deleted()]:
                 self._readers.pop(place).close()
-
-
-def open_shard(shard: Shard, cache: ShardCache) -> ShardReader:
-    """Reader of a shard, which is fetched first where it is remote.
-
-    Raises:
-        InputError: it cannot be had, or is no whole tar.
-        OSError: a local one is not there, or too many files are open.
-
-    """
-    if not shard.is_remote:
-        return ShardReader(cache.path_of(shard))
-    with cache.pin(shard):
-        return ShardReader(cache.path_of(shard), identity=shard.sha256)
-
-
-def _explain(error: OSError) -> str:
-    if is_exhausted(error):
-        return explain_exhausted(error)
-    if error.errno in {errno.EACCES, errno.EPERM}:
-        return f"{error.strerror}; let this user read it and start again"
-    if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-        return f"{error.strerror}; bring it back and start again"
-    return f"{error.strerror}; see whether its disk or network folder can be read, and start again"
 
 
 def _hash(position: int, key: str) -> int:

@@ -3,15 +3,18 @@
 import tarfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
+from pipeline.shards import preview, verify_shards
 from sharding.reader import BadSampleError
 from sharding.recording import InputError
 from sharding.tar_index import load_index, scan
 from sharding.tar_members import members_of
 from tests.cases.cut_tars import cuts_of
 from tests.cases.strangers_tars import NAMES, link, make, pairs, pictures, write
+from tests.conftest import run_command
 from tests.sharding.streams import global_batches, open_stream
 
 
@@ -138,3 +141,63 @@ def test_a_tar_without_its_end_is_an_error(where: str, form: int, tmp_path: Path
         open_stream([str(cut.parent)], tmp_path)
     assert str(caught.value).startswith(f"shard {cut}: {CUTS[where]}")
     assert str(caught.value).endswith("; get it again")
+
+
+MEMBERS_APART = "members of sample 's0000' do not lie side by side: 's0000.jpg' is member 1, 's0000.jpg' member 65"
+# what verify says where it is not the sentence of the stream
+VERIFIED = {
+    "not_adjacent": MEMBERS_APART.replace("'s0000.jpg' member 65", "'s0000.json' member 33"),
+    "same_key_twice": MEMBERS_APART,
+}
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_verify_names_the_first_bad_sample_of_a_strangers_tar(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, verdict = make(name, tmp_path), STREAMED[name]
+    num, num_bad, text = (0, 1, verdict) if isinstance(verdict, str) else verdict
+    text = VERIFIED.get(name, text)
+    if text:
+        with pytest.raises(InputError) as caught:
+            verify_shards(str(folder))
+        assert text in str(caught.value)
+        return
+    verify_shards(str(folder))
+    said = capsys.readouterr().out
+    assert said.startswith(f"{folder}: {num} samples in 1 tars are whole\n")
+    assert "there is no manifest, so nothing says that these are the bytes that were written" in said
+    left_out = {"apple_double": 64, "no_extension": 32}.get(name, 0)
+    assert (f"{left_out} members belong to no sample" in said) == bool(left_out)
+    assert num_bad == 0
+
+
+def test_verify_and_preview_of_strangers_are_commands(tmp_path: Path) -> None:
+    good, bad = make("latin1_gnu", tmp_path), make("one_missing", tmp_path)
+    (tmp_path / "names.txt").write_text("LIVER\n")
+    done = run_command("us-jepa", "verify", str(good))
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run_command("us-jepa", "verify", str(good), "--forbid", str(tmp_path / "names.txt"))
+    assert done.returncode == 2
+    assert f"{good}/x.tar: a forbidden string occurs at byte" in done.stderr
+    done = run_command("us-jepa", "verify", f"{bad}/x.tar")
+    assert done.returncode == 2
+    assert f"shard {bad}/x.tar: sample s0005: no picture; it has ['json']" in done.stderr
+    done = run_command("us-jepa", "preview", str(bad), "--to", str(tmp_path / "x.png"), "--frames", "40")
+    assert done.returncode == 0
+    assert f"31 frames of {bad}: {tmp_path}/x.png\n1 samples cannot be read, the first: shard {bad}" in done.stdout
+    sheet = cv2.imread(str(tmp_path / "x.png"), cv2.IMREAD_GRAYSCALE)
+    assert sheet.shape == (4 * 128, 8 * 128)
+    tiles = [tile for row in np.split(sheet, 4) for tile in np.split(row, 8, axis=1)]
+    assert [tile.std() > 5 for tile in tiles] == [True] * 31 + [False]
+
+
+def test_preview_of_pictures_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    folder = make("npy_member", tmp_path)
+    with pytest.raises(InputError, match=r"none of the 9 samples that were tried can be shown; the first: .*\['npy'\]"):
+        preview(str(folder), tmp_path / "x.png", 9)
+
+
+def test_tars_that_are_gone_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"shard .*/a\.tar: No such file or directory; bring it back"):
+        open_stream([f"{tmp_path}/{{a,b}}.tar"], tmp_path)
