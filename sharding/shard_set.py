@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -127,11 +127,10 @@ def _counted(url: str, cache: ShardCache) -> Shard:
     if "://" not in url and not url.startswith("pipe:"):
         return _scanned(Path(url))
     known = Store(cache_folder() / "remote")
-    known.path().mkdir(parents=True, exist_ok=True)
     name = f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
-    if not known.exists(name):
-        path = cache.fetch(Shard(url, 0, 0))
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        shard = Shard(url, len(load_index(path)), path.stat().st_size, digest)
-        known.write(name, json.dumps(asdict(shard)).encode())
+    with known.locked(name, wait=True):
+        if not known.exists(name):
+            with cache.identified(url) as found:
+                shard = replace(found, num_samples=len(load_index(cache.path_of(found), found.sha256)))
+            known.write(name, json.dumps(asdict(shard)).encode())
     return Shard(**json.loads(known.read(name)))
