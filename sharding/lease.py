@@ -183,8 +183,12 @@ class _Held:
         """Give the lock back."""
         self._ended.set()
         self._thread.join()
-        if not self._is_lost:
+        if self._is_lost:
+            return
+        try:
             self._folder.write(self._lock.number, self._lock.content | {"is_free": True})
+        except Exception as error:  # must not hide why the job ended; the lock is free when it is no longer fresh
+            print(f"{self._folder.place}: its lock could not be given back ({error})", file=sys.stderr)
 
     def _renew(self) -> None:
         beat = 0
