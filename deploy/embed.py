@@ -26,13 +26,12 @@ from eval.features import mean_inside
 from sharding.cache import ShardCache
 from sharding.names import name_bytes
 from sharding.preprocess import stretch, to_square
-from sharding.reader import BadSampleError
+from sharding.reader import BadSampleError, open_shard
 from sharding.recording import InputError
 from sharding.sample import Sample
 from sharding.shard import Shard
 from sharding.shard_set import find_shards
 from sharding.store import Store
-from sharding.stream import open_shard
 from sharding.tar_index import cache_folder
 
 _BATCH = 32  # frames

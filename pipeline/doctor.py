@@ -14,7 +14,8 @@ import torch
 
 from pipeline.deployment import Line, Surroundings, check_space, surroundings
 from sharding.cache import ShardCache
-from sharding.loader import StreamConfig, allow_open_files, micro_batches
+from sharding.loader import StreamConfig, micro_batches
+from sharding.open_files import allow_open_files
 from sharding.order import Mixture
 from sharding.recording import InputError
 from sharding.shard_set import ShardSet, find_shards

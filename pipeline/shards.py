@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.progress import track
 from rich.table import Table
 
+from sharding.cache import ShardCache
 from sharding.convert import Converted, Task
 from sharding.forbidden import load_forbidden
 from sharding.isolate import Converter
@@ -23,14 +24,18 @@ from sharding.merge import MANY_STUDIES
 from sharding.plan import Plan, make_plan, readable_places, source_store
 from sharding.policy import Job
 from sharding.recording import InputError
-from sharding.report import contact_sheet, write_report
+from sharding.report import COLUMNS, TILE, contact_sheet, grid_png, write_report
+from sharding.shard_set import find_shards, is_foreign
+from sharding.strangers import tiles_of
 from sharding.tables import match, normal_name, refuse_unmatched
+from sharding.tar_index import cache_folder
 from sharding.unit import Progress
-from sharding.verify import verify
+from sharding.verify import verify, verify_strangers
 
 _DRY_SOURCES = 24  # looked at to foretell a job
 _LINES = 10  # of progress where there is no terminal
 _HOUR, _MINUTE = 3600, 60
+_CACHE_BYTES = 64 << 30  # for remote tars of strangers
 
 
 def make_shards(job: Job, num_workers: int, execute: Execute | None = None) -> Manifest:
@@ -252,29 +257,66 @@ def _try(job: Job, names: list[str]) -> Iterator[list[Converted]]:
 
 
 def verify_shards(directory: str, forbid: Path | None = None) -> None:
-    """Check all shards of a directory.
+    """Check all shards of a directory, or tars of strangers.
 
     Raises:
-        InputError: names the shard that is not what the manifest says.
+        InputError: names the shard that is not what the manifest says, or the first sample that is wrong.
 
     """
     forbidden = None if forbid is None else load_forbidden(forbid)
     for line in () if forbidden is None else forbidden.remarks:
         print(line)
-    total = len(load_manifest(directory).shards)
-    checked = list(track(verify(directory, forbidden), total=total, description="verify"))
     words = "" if forbidden is None else f", and none of the {len(forbidden)} strings of {forbid} occurs"
-    print(f"{directory}: {sum(count for _, count in checked)} samples in {len(checked)} shards are whole{words}")
+    if is_foreign(directory):
+        checked = [held for _, held in verify_strangers(directory, _cache(), forbidden)]
+        print(
+            f"{directory}: {sum(held.num_samples for held in checked)} samples in {len(checked)} tars are whole{words}"
+        )
+        print(_about_strangers(sum(held.num_left_out for held in checked)))
+        return
+    total = len(load_manifest(directory).shards)
+    counts = [count for _, count in track(verify(directory, forbidden), total=total, description="verify")]
+    print(f"{directory}: {sum(counts)} samples in {len(counts)} shards are whole{words}")
+
+
+def _about_strangers(num_left_out: int) -> str:
+    text = (
+        "there is no manifest, so nothing says that these are the bytes that were written, or where they come from; "
+        "letters in the pictures were not looked for"
+    )
+    if not num_left_out:
+        return text
+    return f"{num_left_out} members belong to no sample: their names have no extension or begin with a dot\n{text}"
 
 
 def preview(directory: str, to: Path, num_frames: int) -> None:
-    """Draw the contact sheet of a finished shard directory into a PNG.
+    """Draw the contact sheet of a finished shard directory, or of tars of strangers, into a PNG.
 
     Raises:
         InputError: it holds no frame.
 
     """
+    if is_foreign(directory):
+        _preview_strangers(directory, to, num_frames)
+        return
     if not load_manifest(directory).num_samples():
         raise InputError(f"shards {directory}: no frame in it; its report.html says what was refused")
     to.write_bytes(contact_sheet(directory, num_frames))
     print(f"{num_frames} frames of {directory}: {to}")
+
+
+def _preview_strangers(place: str, to: Path, num_frames: int) -> None:
+    cache = _cache()
+    tiles, bad = tiles_of(find_shards(place, cache).shards, cache, num_frames, TILE)
+    if not tiles:
+        raise InputError(
+            f"shards {place}: none of the {len(bad)} samples that were tried can be shown; the first: {bad[0]}"
+        )
+    to.write_bytes(grid_png(tiles, COLUMNS))
+    print(f"{len(tiles)} frames of {place}: {to}")
+    if bad:
+        print(f"{len(bad)} samples cannot be read, the first: {bad[0]}")
+
+
+def _cache() -> ShardCache:
+    return ShardCache(cache_folder() / "shards", _CACHE_BYTES)

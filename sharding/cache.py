@@ -17,6 +17,7 @@ from typing import IO
 import fsspec
 
 from sharding.names import name_bytes
+from sharding.open_files import explain_exhausted, is_exhausted
 from sharding.recording import InputError
 from sharding.shard import Shard
 
@@ -83,6 +84,26 @@ class ShardCache:
                 return file
             file.close()  # it went before the lock was ours
 
+    @contextmanager
+    def identified(self, place: str) -> Iterator[Shard]:
+        """Fetch a shard of which nothing is known; it stays while the block runs, as what its bytes say it is.
+
+        It lies under the name that it has from then on, so that it is not fetched again. One process at a time may do
+        this with a place.
+
+        Raises:
+            InputError: see fetch.
+
+        """
+        unknown = Shard(place, 0, 0)
+        path = self.path_of(unknown)
+        with self.pin(unknown):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            shard = Shard(place, 0, path.stat().st_size, digest)
+            path.replace(self.path_of(shard))
+            yield shard
+
     def _download(self, shard: Shard, path: Path) -> None:
         part = path.with_suffix(".part")
         failure = ""
@@ -103,6 +124,8 @@ class ShardCache:
                     part.unlink()
                     raise
                 except Exception as error:
+                    if isinstance(error, OSError) and is_exhausted(error):
+                        raise InputError(f"shard {shard.place}: {explain_exhausted(error)}") from error
                     failure = _sentence(error)
         part.unlink()
         raise InputError(f"shard {shard.place}: not fetched in {_TRIES} tries ({failure}); see whether it is there")

@@ -44,10 +44,13 @@ def run(job: Job, plan: Plan, execute: Execute) -> Iterator[Progress]:
 
     """
     out = Store(job.out)
-    with out.locked("job"):
+    with out.locked("job") as check_lock:
         plan_hash = _claim(job, plan)
         _clean(out)
-        yield from _run_units(job, plan, execute, list(range(plan.num_units)))
+        for progress in _run_units(job, plan, execute, list(range(plan.num_units))):
+            check_lock()
+            yield progress
+        check_lock()
         if not out.exists(MANIFEST):
             _merge(job, plan, plan_hash)
 
@@ -56,10 +59,15 @@ def run_slice(job: Job, plan: Plan, execute: Execute, place: int, num_slices: in
     """Run units place, place + num_slices, ...; whoever finishes the last unit of the job writes the manifest.
 
     Raises:
-        InputError: as run().
+        InputError: as run(), or OUT is remote.
 
     """
     out = Store(job.out)
+    if not out.is_local:
+        raise InputError(
+            f"{job.out}: --unit needs an OUT in a folder that all slices share, because a remote one cannot tell which "
+            "slice is the last; give such a folder and copy it afterwards, or leave --unit out"
+        )
     if not 0 <= place < num_slices:
         raise InputError(f"unit {place}/{num_slices}: the first number must be from 0 to {num_slices - 1}")
     with out.locked("job", shared=True), out.locked(f"slice-{place}-{num_slices}"):

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import resource
 import select
 import signal
 import threading
@@ -18,11 +17,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from sharding.open_files import allow_open_files
 from sharding.order import Order, micro_batches_per_step, slice_of_rank
 from sharding.prefetch import Prefetcher
 from sharding.recording import InputError
 from sharding.shard import Shard
-from sharding.stream import MAX_OPEN, Batch, Packed, PositionDataset
+from sharding.stream import Batch, Packed, PositionDataset
 
 
 @dataclass(frozen=True)
@@ -169,11 +169,3 @@ def _end_with(process: int) -> None:
     with suppress(ProcessLookupError):  # it has ended already
         select.select([os.pidfd_open(process)], [], [])
     os._exit(1)
-
-
-def allow_open_files() -> None:
-    """Raise the limit of open files to what the system grants: every shard of a set may be open at once."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_OPEN + 256 if hard == resource.RLIM_INFINITY else min(MAX_OPEN + 256, hard)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

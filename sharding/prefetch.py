@@ -11,6 +11,7 @@ from sharding.shard import Shard
 
 _NUM_THREADS = 4
 _MAX_AHEAD = 256  # steps
+_MAX_PINS = 512  # shards; each is an open file
 
 
 class Prefetcher:
@@ -75,10 +76,15 @@ class Prefetcher:
             step += 1
 
     def _fits(self, shard: Shard, needed: int) -> bool:
-        """Unpin what is behind; whether the next one fits. What the current step needs is fetched in any case."""
+        """Unpin what is behind; whether the next one fits. What the current step needs may exceed the bytes.
+
+        What has no place among the pins is fetched by the worker that needs it.
+        """
         for old in [old for old, last in self._last_need.items() if last < self._step and old in self._pins]:
             self._unpin(old)
         pinned = sum(other.num_bytes for other in self._pins)
+        if len(self._pins) >= _MAX_PINS:
+            return False
         return needed <= self._step or pinned + shard.num_bytes <= self._max_bytes
 
     def _unpin(self, shard: Shard) -> None:

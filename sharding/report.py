@@ -19,8 +19,8 @@ from sharding.text import figures
 from sharding.unit import OUTCOMES
 
 REPORT = "report.html"
-_TILE = 128
-_COLUMNS = 8
+TILE = 128
+COLUMNS = 8
 _MAX_REFUSED = 16  # blurred pictures per reason
 _MAX_SHARDS = 200  # rows of the table; the manifest has them all
 _CERTIFICATES = {
@@ -57,8 +57,8 @@ def contact_sheet(directory: Path | str, num_frames: int = 48) -> bytes:
             key = members[0][0].partition(".")[0]
             sample = decode(key, {name.partition(".")[2]: data for name, data in members})
             stretched = stretch(sample.frame, sample.region, sample.meta.percentiles)
-            tiles.append(to_square(stretched, sample.region, _TILE)[0])
-    return grid_png(tiles[:num_frames], _COLUMNS)
+            tiles.append(to_square(stretched, sample.region, TILE)[0])
+    return grid_png(tiles[:num_frames], COLUMNS)
 
 
 def grid_png(tiles: list[np.ndarray], columns: int) -> bytes:
@@ -114,7 +114,7 @@ def _refused(out: Store) -> list[Section]:
             kept = tiles.setdefault(reason, [])
             kept += [_tile(picture) for picture in pictures[: _MAX_REFUSED - len(kept)]]
     figures = tuple(
-        Figure(grid_png(some, _COLUMNS), f"{reason}: {Reason(reason).meaning}")
+        Figure(grid_png(some, COLUMNS), f"{reason}: {Reason(reason).meaning}")
         for reason, some in sorted(tiles.items())
         if some
     )
@@ -124,7 +124,7 @@ def _refused(out: Store) -> list[Section]:
 def _tile(picture: str) -> np.ndarray:
     levels = np.frombuffer(bytes.fromhex(picture), np.uint8)
     side = math.isqrt(len(levels))
-    tile: np.ndarray = cv2.resize(levels.reshape(side, side), (_TILE, _TILE), interpolation=cv2.INTER_CUBIC)
+    tile: np.ndarray = cv2.resize(levels.reshape(side, side), (TILE, TILE), interpolation=cv2.INTER_CUBIC)
     return tile
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from rich.progress import track
 from sharding.cache import ShardCache
 from sharding.manifest import MANIFEST, load_manifest
 from sharding.names import name_bytes
+from sharding.open_files import explain_reading
 from sharding.recording import InputError
 from sharding.shard import Shard
 from sharding.store import Store
@@ -31,6 +32,7 @@ class ShardSet:
         shards: that hold training samples.
         sha256: identity of the data.
         val_shards: that hold samples of the val split; tars of strangers have none.
+        is_foreign: tars of strangers, without a manifest.
 
     """
 
@@ -38,6 +40,7 @@ class ShardSet:
     shards: tuple[Shard, ...]
     sha256: str
     val_shards: tuple[Shard, ...] = ()
+    is_foreign: bool = False
 
     @property
     def num_samples(self) -> int:
@@ -62,9 +65,9 @@ def find_shards(place: str, cache: ShardCache) -> ShardSet:
         InputError: there is none, it is unfinished, or without a training sample.
 
     """
-    if place.startswith("pipe:") or place.endswith(".tar"):
+    if _is_tars(place):
         found = _foreign(place, [_counted(url, cache) for url in _bar(list(braceexpand.braceexpand(place)))])
-    elif _is_foreign(place):
+    elif is_foreign(place):
         paths = sorted(Path(place).glob("*.tar"))
         found = _foreign(place, [_scanned(path) for path in _bar(paths)])
     else:
@@ -79,16 +82,29 @@ def find_shards(place: str, cache: ShardCache) -> ShardSet:
         )
         found = ShardSet(place, train, manifest.sha256(), val)
     if not found.num_samples:
-        raise InputError(f"shards: no training sample in {place}; us-jepa shards' report.html says what was refused")
+        raise InputError(f"shards: {_why_empty(found)}")
     return found
 
 
-def _is_foreign(place: str) -> bool:
-    """A local folder with tars but without manifest, and not one of our unfinished jobs."""
-    if "://" in place:
-        return False
+def _why_empty(found: ShardSet) -> str:
+    if found.is_foreign:
+        return f"no sample in the {len(found.shards)} tars of {found.place}: no member has a name like key.jpg"
+    return f"no training sample in {found.place}; us-jepa shards' report.html says what was refused"
+
+
+def is_foreign(place: str) -> bool:
+    """Whether find_shards takes a place for tars that somebody else wrote.
+
+    Tars that are named, or a local folder with tars but without manifest that is not one of our unfinished jobs.
+    """
+    if _is_tars(place) or "://" in place:
+        return _is_tars(place)
     folder = Path(place)
     return not (folder / MANIFEST).exists() and not (folder / "outcomes").exists() and any(folder.glob("*.tar"))
+
+
+def _is_tars(place: str) -> bool:
+    return place.startswith("pipe:") or place.endswith(".tar")
 
 
 def _bar(places: list[_Place]) -> Iterable[_Place]:
@@ -97,11 +113,14 @@ def _bar(places: list[_Place]) -> Iterable[_Place]:
 
 def _foreign(place: str, shards: list[Shard]) -> ShardSet:
     identity = json.dumps([vars(shard) for shard in shards])
-    return ShardSet(place, tuple(shards), hashlib.sha256(identity.encode()).hexdigest())
+    return ShardSet(place, tuple(shards), hashlib.sha256(identity.encode()).hexdigest(), is_foreign=True)
 
 
 def _scanned(path: Path) -> Shard:
-    return Shard(str(path), len(load_index(path)), path.stat().st_size)
+    try:
+        return Shard(str(path), len(load_index(path)), path.stat().st_size)
+    except OSError as error:
+        raise InputError(f"shard {path}: {explain_reading(error)}") from error
 
 
 def _counted(url: str, cache: ShardCache) -> Shard:
@@ -109,11 +128,10 @@ def _counted(url: str, cache: ShardCache) -> Shard:
     if "://" not in url and not url.startswith("pipe:"):
         return _scanned(Path(url))
     known = Store(cache_folder() / "remote")
-    known.path().mkdir(parents=True, exist_ok=True)
     name = f"{hashlib.sha256(name_bytes(url)).hexdigest()[:32]}.json"
-    if not known.exists(name):
-        path = cache.fetch(Shard(url, 0, 0))
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        shard = Shard(url, len(load_index(path)), path.stat().st_size, digest)
-        known.write(name, json.dumps(asdict(shard)).encode())
+    with known.locked(name, wait=True):
+        if not known.exists(name):
+            with cache.identified(url) as found:
+                shard = replace(found, num_samples=len(load_index(cache.path_of(found), found.sha256)))
+            known.write(name, json.dumps(asdict(shard)).encode())
     return Shard(**json.loads(known.read(name)))

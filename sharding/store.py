@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import IO, Any, cast
 
 import fsspec
 
+from sharding.lease import lease
 from sharding.recording import InputError
 
 
@@ -158,15 +159,21 @@ class Store:
             self._fs.rm_file(f"{self._root}/{name}")
 
     @contextmanager
-    def locked(self, name: str, shared: bool = False, wait: bool = False) -> Iterator[None]:
-        """Hold a lock of a local folder; a killed holder loses it. Remote folders have none.
+    def locked(self, name: str, shared: bool = False, wait: bool = False) -> Iterator[Callable[[], None]]:
+        """Hold a lock of the folder; a killed holder loses it, in a remote folder after a minute (see lease.py).
+
+        Yields:
+            what raises InputError if the lock was lost meanwhile, which only a remote one can be.
 
         Raises:
-            InputError: another process holds it, and `wait` is false.
+            InputError: another process holds it, and `wait` is false; or a remote one is to be shared or waited for.
 
         """
         if not self.is_local:
-            yield
+            if shared or wait:
+                raise InputError(f"{self.place}: must be a local folder here: locks of a remote one cannot be shared")
+            with lease(self._fs, self._root, name, self.place) as check:
+                yield check
             return
         self.path().mkdir(parents=True, exist_ok=True)
         how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
@@ -177,7 +184,7 @@ class Store:
                 raise InputError(
                     f"{self.place}: another job is writing here; wait until it has ended, or give another OUT"
                 ) from None
-            yield
+            yield lambda: None
 
 
 def _entry(item: os.DirEntry[str]) -> tuple[str, int, bool, bool]:

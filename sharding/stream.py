@@ -16,16 +16,16 @@ from torch.utils.data import Dataset, get_worker_info
 
 from sharding.cache import ShardCache
 from sharding.handover import Outbox, SharedPixels
+from sharding.open_files import explain_reading, is_exhausted, max_open
 from sharding.order import Mixture, Order
 from sharding.preprocess import stretch, to_square
-from sharding.reader import BadSampleError, ShardReader
+from sharding.reader import BadSampleError, ShardReader, open_shard
 from sharding.recording import InputError
 from sharding.sample import Sample
 from sharding.shard import Shard
 from sharding.shard_set import ShardSet
 
 CAUSES = ("missing", "undecodable")  # of a bad sample
-MAX_OPEN = 4096  # shards per worker
 
 
 class Batch(NamedTuple):
@@ -211,14 +211,27 @@ class PositionDataset(Dataset[Packed]):
             self._readers.move_to_end((dataset, number))
             return reader
         shard = self._shards[dataset][number]
+        self._close_oldest(max_open() - 1)
         try:
-            reader = open_shard(shard, self._cache)
+            reader = self._open(shard)
         except OSError as error:
-            raise InputError(f"shard {shard.place}: {error.strerror}; bring it back and start again") from error
+            raise InputError(f"shard {shard.place}: {explain_reading(error)}") from error
         self._readers[dataset, number] = reader
-        if len(self._readers) > MAX_OPEN:
-            self._readers.popitem(last=False)[1].close()
         return reader
+
+    def _open(self, shard: Shard) -> ShardReader:
+        """Open a shard; where no more files may be open, others are closed for it."""
+        while True:
+            try:
+                return open_shard(shard, self._cache)
+            except OSError as error:
+                if not is_exhausted(error) or not self._readers:
+                    raise
+            self._close_oldest(len(self._readers) // 2)
+
+    def _close_oldest(self, num_kept: int) -> None:
+        while len(self._readers) > num_kept:
+            self._readers.popitem(last=False)[1].close()
 
     def _let_go(self) -> None:
         """Close what left the cache: its bytes stay on disk while it is open."""
@@ -227,19 +240,6 @@ class PositionDataset(Dataset[Packed]):
                 self._readers.pop(place).close()
 
 
-def open_shard(shard: Shard, cache: ShardCache) -> ShardReader:
-    """Reader of a shard, which is fetched first where it is remote.
-
-    Raises:
-        InputError: it cannot be had, or is no tar.
-        OSError: a local one is not there.
-
-    """
-    if not shard.is_remote:
-        return ShardReader(cache.path_of(shard))
-    with cache.pin(shard):
-        return ShardReader(cache.path_of(shard), identity=shard.sha256)
-
-
 def _hash(position: int, key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{position} {key}".encode(), digest_size=4).digest())
+    data = f"{position} {key}".encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest())

@@ -6,13 +6,16 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from sharding.cache import ShardCache
 from sharding.deidentify import is_allowed
 from sharding.forbidden import Forbidden
 from sharding.manifest import ShardInfo, load_manifest
 from sharding.merge import samples_of
 from sharding.recording import InputError
 from sharding.sample import KEY, Codec, Meta, Sample, decode, extensions_of
+from sharding.shard_set import find_shards
 from sharding.store import Store
+from sharding.strangers import Checked, check_tar, local
 from sharding.text import stored_has_text
 
 _CHUNK = 1 << 24
@@ -117,3 +120,26 @@ def _check_text(path: str, sample: Sample) -> None:
         raise InputError(
             f"{path}: sample {sample.key} seems to show letters inside its region; look at it with `us-jepa preview`"
         )
+
+
+def verify_strangers(
+    place: str, cache: ShardCache, forbidden: Forbidden | None = None
+) -> Iterator[tuple[str, Checked]]:
+    """Check what can be checked of tars without a manifest: their end, keys, that every sample decodes, words.
+
+    Args:
+        place: as find_shards takes it.
+        cache: for remote tars.
+        forbidden: must not occur in any byte of a tar.
+
+    Yields:
+        each tar with what it holds, once it has passed.
+
+    Raises:
+        InputError: names the tar, the first sample that is wrong, and why.
+
+    """
+    for shard in find_shards(place, cache).shards:
+        with local(shard, cache) as path:
+            _check_words(Store(path.parent), path.name, forbidden)
+            yield shard.place, check_tar(path, shard.sha256)

@@ -10,7 +10,8 @@ import torch
 from torch import distributed
 
 from sharding.cache import ShardCache
-from sharding.loader import StreamConfig, allow_open_files
+from sharding.loader import StreamConfig
+from sharding.open_files import allow_open_files
 from sharding.order import Mixture
 from sharding.reader import BadSampleError
 from sharding.shard_set import ShardSet, find_shards

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
+import numpy as np
 import psutil
 import pytest
 
@@ -24,6 +26,8 @@ from sharding.manifest import load_manifest
 from sharding.prefetch import Prefetcher
 from sharding.recording import InputError
 from sharding.shard import Shard
+from sharding.shard_set import find_shards
+from sharding.store import Store
 from sharding.stream import PositionDataset
 from tests.sharding.conftest import forget_servers
 from tests.sharding.streams import global_batches, open_stream, write_tar
@@ -111,10 +115,15 @@ def test_processes_share_and_stay_within_the_bound(tmp_path: Path) -> None:
 
 
 def _used_now(folder: Path) -> int:
-    try:
-        return used(folder)
-    except FileNotFoundError:  # it went while we looked
-        return 0
+    """Bytes at one moment: while we hold the lock nobody evicts or reserves, and a file may only change its name."""
+    with (folder / "room.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        sizes = {}
+        for path in folder.iterdir():
+            if path.suffix in {".tar", ".part"}:
+                with suppress(FileNotFoundError):  # complete since, under its other name
+                    sizes[path.stat().st_ino] = path.stat().st_size
+        return sum(sizes.values())
 
 
 def test_a_killed_fetch_leaves_no_lock_and_no_bytes(tmp_path: Path) -> None:
@@ -168,6 +177,20 @@ def test_prefetch_runs_ahead_within_its_bytes_and_lets_go(tmp_path: Path) -> Non
     assert _is_free(cache.path_of(shards[2]))
 
 
+def test_prefetch_holds_a_bounded_number_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny shards would all fit the bytes, and each pin is an open file; what the first step needs is no exception."""
+    monkeypatch.setattr("sharding.prefetch._MAX_PINS", 3)
+    cache = ShardCache(tmp_path / "c", 100_000)
+    shards = [pipe(tmp_path, number) for number in range(6)]
+    prefetcher = Prefetcher(cache, lambda step: shards if step == 0 else [], 0, max_bytes=100_000)
+    _wait(lambda: num_fetches(tmp_path, 2) == 1)
+    for shard in shards:  # a worker gets what has no place among the pins
+        cache.pin(shard).close()
+    assert sum(not _is_free(cache.path_of(shard)) for shard in shards) == 3
+    prefetcher.close()
+    assert all(_is_free(cache.path_of(shard)) for shard in shards)
+
+
 def _wait(condition: object) -> None:
     deadline = time.monotonic() + 10
     while not condition():  # type: ignore[operator]
@@ -215,6 +238,36 @@ def test_remote_batches_are_the_local_ones_whatever_the_network_does(
 
 
 @pytest.mark.launch
+def test_a_remote_tar_without_a_manifest_is_fetched_and_scanned_once(
+    tmp_path: Path, proxy: FaultyProxy, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tars = [name for name in Store("s3://scans/set").names("", ".tar") if name.startswith("train-")]
+    places, gets = [f"s3://scans/set/{name}" for name in tars], []
+    monkeypatch.setattr(proxy, "fault", lambda: gets.append(1) or "")  # asked at every GET of a tar
+    dataset = open_stream(places, tmp_path)
+    assert len(gets) == len(tars)
+    num = dataset.order.num_samples
+    assert dataset.batch(np.arange(num)).num_bad.tolist() == [0, 0]
+    assert len(gets) == len(tars)
+    digests = {hashlib.sha256(Store("s3://scans/set").read(name)).hexdigest() for name in tars}
+    assert {path.stem for path in (tmp_path / "cache").glob("*.tar")} == digests
+    assert len(list((cache_folder / "index").iterdir())) == len(tars)
+
+
+def test_processes_that_count_at_once_fetch_once(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", ["a.png", "b.png"])
+    place = f"pipe:echo x >> {path}.count; cat {path}; : .tar"
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=find_shards, args=(place, ShardCache(tmp_path / "c", 10**6))) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert (tmp_path / "a.tar.count").read_text() == "x\n"
+
+
+@pytest.mark.launch
 def test_a_shard_that_never_comes_is_one_sentence_with_rank_and_shard(tmp_path: Path, proxy: FaultyProxy) -> None:
     dataset = open_stream(["s3://scans/set"], tmp_path)
     proxy.share, proxy.kinds = 1.0, ("corrupt",)
@@ -254,7 +307,7 @@ def test_what_was_counted_must_stay_the_same(tmp_path: Path, cache_folder: Path)
     path = write_tar(tmp_path / "a.tar", ["a.png", "b.png"])
     place = f"pipe:cat {path}"
     open_stream([place], tmp_path)
-    assert json.loads(next((cache_folder / "remote").iterdir()).read_text())["num_samples"] == 2
+    assert json.loads(next((cache_folder / "remote").glob("*.json")).read_text())["num_samples"] == 2
     write_tar(path, ["c.png", "d.png"])
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(InputError, match="not fetched in 6 tries"):

@@ -126,7 +126,7 @@ def test_bad_samples_above_the_limit_end_the_run(runs: Path, shards: Path) -> No
     shutil.copytree(shards, copy)
     for tar in copy.glob("train-*.tar"):
         index, data = load_index(tar), bytearray(tar.read_bytes())
-        for start, end in zip(index["jpg"][::2], index["jpg end"][::2], strict=True):
+        for start, end in zip(index[".jpg"][::2], index[".jpg/end"][::2], strict=True):
             data[start:end] = bytes(end - start)
         tar.write_bytes(data)
     path = config(runs, copy, "bad", num_workers=1)
