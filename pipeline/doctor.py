@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from sharding.cache import ShardCache
 from sharding.loader import StreamConfig, micro_batches
 from sharding.open_files import allow_open_files
 from sharding.order import Mixture
+from sharding.reader import BadSampleError
 from sharding.recording import InputError
 from sharding.shard_set import ShardSet, find_shards
 from sharding.stream import PositionDataset
@@ -129,8 +131,8 @@ def _speed(dataset: PositionDataset, load: Load) -> Iterator[Line]:
     said = f"first batch of {_BATCH} at step 10^6: {seconds:.2f} s (below {_FIRST_BATCH:.0f})"
     yield _line(seconds < _FIRST_BATCH, said)
     rate, num_read, num_bad = decode_rate(dataset)
-    advice = "; `us-jepa verify` names them" if num_bad else ""
-    yield _line(num_bad == 0, f"{num_bad} bad samples among {num_read}{advice}")
+    first = f"; the first: {_first_bad(dataset)}" if num_bad else ""
+    yield _line(num_bad == 0, f"{num_bad} bad samples among {num_read}{first}")
     num_cores, world = len(os.sched_getaffinity(0)), load.world
     usable, need = rate * min(world * max(load.num_workers, 1), num_cores), load.images_per_s * world
     yield _line(
@@ -138,6 +140,12 @@ def _speed(dataset: PositionDataset, load: Load) -> Iterator[Line]:
         f"decoding {rate:,.0f}/s per core; {load.num_workers} workers for each of {world} ranks, {num_cores} cores, "
         f"give {usable:,.0f}/s, needed {need:,.0f}/s" + ("" if usable >= need else _advice(need / rate, world)),
     )
+
+
+def _first_bad(dataset: PositionDataset) -> str:
+    """Where the first bad sample is and what is wrong with it; there must be one."""
+    samples = (sample for step in count() for _, sample in dataset.samples(dataset.order.of_step(step)))
+    return next(str(sample) for sample in samples if isinstance(sample, BadSampleError))
 
 
 def _advice(num_cores: float, world: int) -> str:

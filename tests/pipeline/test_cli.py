@@ -12,6 +12,7 @@ from pipeline.doctor import Load, examine
 from sharding.manifest import load_manifest
 from sharding.reader import ShardReader
 from tests.cases.label_tables import NAMES, variants, write_pictures
+from tests.cases.strangers_tars import make
 from tests.conftest import run_command
 
 pytestmark = pytest.mark.launch
@@ -150,6 +151,21 @@ def test_doctor_measures_the_stream_and_says_what_to_change(
     assert "fail shards:" in said
     assert "fail 2 shards for 4 ranks; ranks share shards" in said
     assert re.search(r"fail decoding .* needed 4,000,000/s; set run.num_workers to \d+ on \d+ cores", said)
+
+
+def test_doctor_reads_any_names_and_says_what_is_wrong_with_the_first_bad_sample(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("US_JEPA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pipeline.doctor._SECONDS", 0.1)
+    names, apart = (make(name, tmp_path) for name in ("latin1_pax", "not_adjacent"))
+    examine([str(names)], Load(world=1, num_workers=1, images_per_s=1))
+    assert f"ok   {names}: 32 training frames in 1 shards" in capsys.readouterr().out
+    assert examine([str(apart)], Load(world=1, num_workers=1, images_per_s=1)) == 1
+    said = capsys.readouterr().out
+    assert re.search(
+        rf"fail \d+ bad samples among \d+; the first: shard {apart}/x\.tar: sample s00\d\d: no picture", said
+    )
 
 
 def test_encoders_are_compared_from_the_shell(labelled: Path, tmp_path: Path) -> None:
