@@ -1,4 +1,8 @@
-"""A tar that stops early, cut at the places where an interrupted copy or a killed writer leaves it."""
+"""A tar that stops early, cut at the places where an interrupted copy or a killed writer leaves it.
+
+Sources: Discovery_Obj_Move #7 (downloaded archives cut short), autoresearch PR 549 (a partial download taken whole),
+webdataset #32 (writer never closed), webdataset #314.
+"""
 
 import io
 import tarfile

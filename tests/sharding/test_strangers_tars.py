@@ -12,7 +12,7 @@ from sharding.reader import BadSampleError
 from sharding.recording import InputError
 from sharding.tar_index import load_index, scan
 from sharding.tar_members import members_of
-from tests.cases.cut_tars import cuts_of
+from tests.cases.cut_tar import cuts
 from tests.cases.strangers_tars import NAMES, link, make, pairs, pictures, write
 from tests.conftest import run_command
 from tests.sharding.streams import global_batches, open_stream
@@ -133,7 +133,7 @@ def test_a_tar_without_its_end_is_an_error(where: str, form: int, tmp_path: Path
     plain = write(tmp_path / "plain.tar", pairs(prefix), form)
     cut = tmp_path / "cut" / "x.tar"
     cut.parent.mkdir()
-    cut.write_bytes(plain.read_bytes()[: cuts_of(plain)[where]])
+    cut.write_bytes(cuts(plain.read_bytes())[where])
     if not CUTS[where]:
         assert open_stream([str(cut.parent)], tmp_path).order.num_samples == 32
         return
