@@ -22,6 +22,7 @@ from sharding.duplicates import find_copies
 from sharding.isolate import Converter
 from sharding.labels import Label, load_labels
 from sharding.manifest import ShardInfo, Split
+from sharding.open_files import explain_exhausted, is_exhausted
 from sharding.plan import Plan, source_store
 from sharding.policy import Job
 from sharding.recording import Reason
@@ -228,6 +229,8 @@ def _parts(frames: list[_Frame], shard_bytes: int) -> list[list[_Frame]]:
 
 def explain(error: OSError, job: Job) -> str:
     """Say what a failure of the file system means for a job, without a path below the source."""
+    if is_exhausted(error):
+        return f"{job.out}: {explain_exhausted(error)}; finished units are kept"
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return f"{job.out}: no space left; free some and run the same command again, finished units are kept"
     if error.errno in {errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTCONN}:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import pytest
 from sharding.open_files import explain_exhausted, max_open
 from sharding.reader import ShardReader
 from sharding.stream import PositionDataset
+from sharding.unit import explain
 from tests.conftest import ROOT
+from tests.sharding.jobs import job_of
 from tests.sharding.streams import open_stream, write_tar
 
 _ONE_PASS = """
@@ -144,3 +147,8 @@ def test_the_sentence_says_what_to_type(soft: int, hard: int, advice: str, monke
     assert said == f"this process has all of its {soft} files open, and may have no more; {advice}"
     assert max_open() == min(1024, soft // 4)
     assert "file-max" in explain_exhausted(OSError(errno.ENFILE, "Too many open files in system"))
+
+
+def test_a_job_says_it_too(tmp_path: Path) -> None:
+    said = explain(OSError(errno.EMFILE, "Too many open files"), job_of("source", "out", tmp_path))
+    assert re.fullmatch(r"out: this process has all of its \d+ files open, .*; finished units are kept", said)

@@ -293,7 +293,7 @@ def test_a_zstd_job_has_the_frames_of_a_jpeg_job_without_its_loss(labelled: Path
             assert 0 < np.abs(ours.frame.astype(int) - theirs.frame).mean() < 3
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.lists(st.integers(1, 6000), min_size=1, max_size=3), min_size=15, max_size=60),
     shard_bytes=st.integers(10_240, 40_000),
