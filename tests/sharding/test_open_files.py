@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 from sharding.open_files import allow_open_files
 from sharding.reader import BadSampleError
-from tests.sharding.jobs import job_of
 from tests.sharding.streams import open_stream
 
 num_files = int(sys.argv[3])
@@ -80,8 +79,7 @@ def test_a_limit_too_low_for_anything_is_said_as_such(tmp_path: Path) -> None:
         "import os, resource\n"
         "from pathlib import Path\n"
         "import numpy as np\n"
-        "from tests.sharding.jobs import job_of
-from tests.sharding.streams import open_stream\n"
+        "from tests.sharding.streams import open_stream\n"
         f"dataset = open_stream(['{folder}'], Path('{tmp_path}'))\n"
         "list(dataset.samples(np.arange(6)))\n"  # imports what is imported at the first need
         "dataset.__setstate__({})\n"  # closes all
