@@ -9,6 +9,7 @@ import torch
 
 from sharding.loader import StreamConfig, micro_batches
 from sharding.order import micro_batches_per_step
+from sharding.recording import InputError
 from sharding.shard_set import ShardSet
 from sharding.stream import PositionDataset
 from train.average import Average
@@ -116,13 +117,24 @@ def build_job(cfg: PretrainConfig, sets: list[ShardSet], checkpoint: Checkpoint 
 
 
 def begin(job: Job, checkpoint: Checkpoint | None) -> None:
-    """Measure the targets before the first step, or bring back what the checkpoint kept."""
+    """Measure the targets before the first step, or bring back what the checkpoint kept.
+
+    Raises:
+        InputError: the checkpoint lacks some of it, since another version of us-jepa wrote it.
+
+    """
     if checkpoint is None:
         job.objective.measure(_first_looks(job))
         for mean, found in zip(job.means, measure_means(job.objective.targets, _first_looks(job)), strict=True):
             mean.copy_(found)
         return
-    for name, value in job.state().items():
+    state = job.state()
+    if missing := sorted(set(state) - set(checkpoint.tensors)):
+        raise InputError(
+            f"checkpoint of step {checkpoint.step}: has no {missing[0]}, so another version of us-jepa wrote it; "
+            "go on with that version, or give another run.dir"
+        )
+    for name, value in state.items():
         value.data.copy_(checkpoint.tensors[name])
     set_still(job.engine)  # AdamW makes its state on its first step: take one that changes nothing
     stream = micro_batches(job.dataset, stream_of_rank(job.cfg, job.rank, job.world), checkpoint.step)

@@ -280,7 +280,14 @@ def test_looking_compiles_without_a_graph_break_and_still_views_are_the_centre()
     cfg = config(masks=MORE)
     looker = Looker(cfg, PATCH, objective_of(cfg).masks, CPU)
     pixels = torch.randint(0, 256, (3, 56, 63), dtype=torch.uint8)
-    batch = Batch(pixels, torch.tensor([4, 9, -1]), torch.zeros(3, dtype=torch.long), torch.zeros(3), torch.zeros(2))
+    batch = Batch(
+        pixels,
+        torch.tensor([4, 9, -1]),
+        torch.zeros(3, dtype=torch.long),
+        torch.zeros(3),
+        torch.zeros((0, 2), dtype=torch.long),
+        "",
+    )
     fast = torch.compile(looker._look, backend="aot_eager", fullgraph=True)
     found, wanted = fast(pixels, batch.positions, batch.datasets, False), looker(batch)
     assert torch.allclose(found.images, wanted.images, atol=1e-5)

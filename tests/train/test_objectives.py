@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sharding.recording import InputError
 from tests.train.micro import CPU, GRID, PATCH, N, config, objective_of, shards_config, some_view
 from train.average import Average
 from train.checkpoint import Checkpoint, _gather
@@ -191,6 +192,7 @@ def test_a_teacher_does_not_change_and_is_nowhere_in_engine_and_checkpoint(
         "objective",
         "means",
         "clock",
+        "bad_samples",
     }
 
 
@@ -212,6 +214,17 @@ def test_what_an_objective_measured_and_averaged_survives_a_restart(name: str, s
     assert all(torch.equal(value, job.state()[key]) for key, value in again.state().items())
     restored = checkpoint_of(again, 2).tensors
     assert all(torch.equal(value, saved.tensors[key]) for key, value in restored.items())
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_checkpoint_of_another_version_is_one_sentence(shards: Path, tmp_path: Path) -> None:
+    cfg = shards_config("pixel", shards, tmp_path, optim={"batch": 6, "steps": 6, "precision": "fp32"})
+    job = job_of(cfg)
+    steps_of(job, 1)
+    saved = checkpoint_of(job, 1)
+    del saved.tensors["bad_samples.state"]
+    with pytest.raises(InputError, match=r"checkpoint of step 1: has no bad_samples\.state, so another version"):
+        begin(job_of(cfg, saved), saved)
 
 
 class OneCheckpoint:
