@@ -83,7 +83,7 @@ def test_the_stored_levels_are_those_of_the_video(codec: str, pixel_format: str,
 def test_a_film_with_a_palette_is_stored_as_it_is(codec: str, tmp_path: Path) -> None:
     """The public report: accepted, one frame, black."""
     write_video(tmp_path / "x.mov", codec, "gray")
-    (converted,) = convert(Task(tmp_path / "x.mov", "x", pixels="public"), tmp_path)
+    converted = convert(Task(tmp_path / "x.mov", "x", pixels="public"))
     assert converted.refusal is None
     (clip,) = converted.clips
     assert len(clip.frames) == len(TRUTH)

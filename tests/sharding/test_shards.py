@@ -186,15 +186,6 @@ def test_the_square_keeps_the_aspect_ratio() -> None:
     assert not square[:, :10].any()
 
 
-def test_a_key_is_a_secret_of_32_bytes_for_whoever_takes_one(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="key of 31 bytes, at least 32 are needed"):
-        Pseudonyms(KEY[:31])
-    (tmp_path / "key").write_bytes(KEY[:31])
-    (tmp_path / "key").chmod(0o600)
-    with pytest.raises(InputError, match="31 bytes, at least 32 are needed"):
-        load_key(tmp_path / "key")
-
-
 def test_pseudonyms_are_keyed_and_domains_are_apart() -> None:
     ours = Pseudonyms(KEY)
     assert ours.of("clip", "x") == Pseudonyms(KEY).of("clip", "x")
