@@ -259,7 +259,7 @@ def test_an_unknown_protocol_is_named() -> None:
         parse_protocols("fair,best")
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     kills: int, small: ComparisonConfig, finished: Path, tmp_path: Path
 ) -> None:

@@ -144,7 +144,7 @@ def test_patches_outside_the_region_are_not_attended_to() -> None:
     assert patches_inside(squares, 4).tolist() == [[n == 2 for n in range(16)], [False] * 16]
 
 
-@pytest.mark.parametrize("layout", ["v1.0.1", "head"])
+@pytest.mark.parametrize("layout", ["v1.0.1", pytest.param("head", marks=pytest.mark.slow)])
 def test_the_eight_sets_of_the_paper_run_end_to_end(layout: Layout, tmp_path: Path) -> None:
     for one in BENCH_SETS:
         write_fake(one, layout, tmp_path)

@@ -166,7 +166,7 @@ def test_counts_other_than_the_paper_s_are_said(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("layout", ["v1.0.1", "head"])
+@pytest.mark.parametrize("layout", [pytest.param("v1.0.1", marks=pytest.mark.slow), "head"])
 def test_the_eight_sets_go_through_a_comparison(layout: str, tmp_path: Path) -> None:
     for one in BENCH_SETS:
         write_fake(one, layout, tmp_path)  # type: ignore[arg-type]

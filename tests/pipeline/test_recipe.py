@@ -120,6 +120,7 @@ def test_the_recipe_through_the_launcher_is_not_run_twice(shards: Path, tmp_path
 
 
 @pytest.mark.launch
+@pytest.mark.slow
 def test_sigterm_to_the_command_reaches_the_ranks_which_save_and_end_with_75(shards: Path, tmp_path: Path) -> None:
     path = config(tmp_path, shards, objective="pixel")
     process = subprocess.Popen(

@@ -34,7 +34,7 @@ def spoil(shards: Path, tmp_path: Path) -> Callable[[int, str], Path]:
         shutil.copytree(shards, copy)
         path = min(copy.glob(f"{split}-*.tar"))
         index, data = load_index(path), bytearray(path.read_bytes())
-        for start, end in zip(index["jpg"][:num], index["jpg end"][:num], strict=True):
+        for start, end in zip(index[".jpg"][:num], index[".jpg/end"][:num], strict=True):
             data[start:end] = bytes(end - start)
         path.write_bytes(data)
         return copy

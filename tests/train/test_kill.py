@@ -214,6 +214,7 @@ def server(folder: Path) -> Iterator[Server]:
     made.kill()
 
 
+@pytest.mark.slow
 def test_an_mlflow_server_that_is_killed_and_comes_back_has_every_row(
     folder: Path, shards: Path, whole: Path, server: Server
 ) -> None:

@@ -66,7 +66,7 @@ def steps(client: MlflowClient, run_id: str) -> list[int]:
 
 @pytest.mark.launch
 def test_many_first_starts_on_one_new_store_all_run(tmp_path: Path) -> None:
-    stores = {"sqlite:///relative/mlflow.db": 3, f"sqlite:///{tmp_path}/mlflow.db": 8}
+    stores = {"sqlite:///relative/mlflow.db": 3, f"sqlite:///{tmp_path}/mlflow.db": 4}
     printed = mlflow_states.start_at_once(tmp_path, stores)
     assert printed[-2:] == [" ".join("0" * number) for number in stores.values()], printed
     for uri, number in stores.items():
@@ -92,6 +92,7 @@ def test_who_waits_for_a_store_that_is_being_made_says_so(tmp_path: Path, caplog
 
 
 @pytest.mark.launch
+@pytest.mark.slow
 def test_a_first_start_that_is_killed_leaves_no_broken_store(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     command = [sys.executable, "-c", f"from train.tracking import open_client; open_client({uri!r})"]
@@ -190,6 +191,7 @@ def test_an_experiment_that_is_deleted_in_the_midst_is_one_true_sentence_at_the_
 
 
 @pytest.mark.launch
+@pytest.mark.slow
 def test_a_server_whose_experiment_is_deleted_is_said_at_the_start_and_gets_all_when_it_is_restored(
     store: str, tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture
 ) -> None:

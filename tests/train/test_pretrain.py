@@ -121,6 +121,7 @@ def test_a_killed_rank_ends_the_run_which_goes_on_with_another_world(runs: Path,
     assert [point.step for point in sorted(history, key=lambda point: point.step)] == list(range(STEPS))
 
 
+@pytest.mark.slow
 def test_bad_samples_above_the_limit_end_the_run(runs: Path, shards: Path) -> None:
     copy = runs / "copy"
     shutil.copytree(shards, copy)

@@ -74,6 +74,7 @@ def check_same_run(folder: Path, name: str, reference: str) -> None:
     assert metrics(folder / name, "data/keys_hash") == metrics(folder / reference, "data/keys_hash")
 
 
+@pytest.mark.slow
 def test_two_ranks_with_zero_3_resume_bit_for_bit_and_one_rank_goes_on(folder: Path, shards: Path) -> None:
     two = Plan(folder / "few", shards, num_ranks=2)
     two.folder.mkdir()
